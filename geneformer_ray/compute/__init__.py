@@ -1,0 +1,1 @@
+"""Floor 2: model, training, embedding, perturbation, statistics (torch, numpy, scipy)."""

@@ -1,0 +1,149 @@
+"""Cell and gene embeddings at a chosen layer, and the mean embedding of a cell state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from geneformer_ray.compute.classifier import mean_over_genes
+from geneformer_ray.compute.encoder import attention_mask
+from geneformer_ray.data.batching import length_batches, pad
+from geneformer_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from geneformer_ray.compute.encoder import Encoder
+    from geneformer_ray.data.vocabulary import GeneVocabulary
+
+__all__ = ["EMBEDDINGS", "cell_embeddings", "check_embedding", "gene_embedding_sums", "state_embeddings"]
+
+EMBEDDINGS = ("mean", "cls")
+TOKENS_PER_BATCH = 16_384
+
+
+def check_embedding(embedding: str, vocabulary: GeneVocabulary) -> str:
+    """Check that a vocabulary's cells have the embedding asked for."""
+    if embedding not in EMBEDDINGS:
+        raise InputError("--embedding", embedding, f"one of {', '.join(EMBEDDINGS)}")
+    if embedding == "cls" and vocabulary.cls_id is None:
+        raise InputError("--embedding", "cls for a model without a <cls> token", "mean")
+    return embedding
+
+
+def cell_embeddings(
+    encoder: Encoder,
+    sequences: Sequence[NDArray[np.integer]],
+    vocabulary: GeneVocabulary,
+    *,
+    embedding: str = "mean",
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> NDArray[np.float32]:
+    """Embed cells.
+
+    Parameters
+    ----------
+    encoder
+        The trunk, which ends at the layer that is read.
+    sequences
+        Token ids a cell.
+    embedding
+        ``mean``: the mean of the gene positions' hidden states, without special tokens; ``cls``: position 0's.
+
+    Returns
+    -------
+    float32 array of shape (cells, width), in the order given.
+    """
+    check_embedding(embedding, vocabulary)
+    special = torch.tensor(sorted(vocabulary.special_ids), device=encoder.execution.device)
+    result = np.empty((len(sequences), encoder.config.hidden_size), dtype=np.float32)
+    for batch in length_batches(np.array([len(ids) for ids in sequences]), tokens_per_batch):
+        ids_BL, lengths_B, hidden_BLD = _hidden(encoder, [sequences[i] for i in batch], vocabulary)
+        if embedding == "cls":
+            result[batch] = hidden_BLD[:, 0].cpu().numpy()
+        else:
+            mask_BL = attention_mask(lengths_B, ids_BL.shape[1])
+            result[batch] = mean_over_genes(hidden_BLD, ids_BL, mask_BL, special).cpu().numpy()
+    return result
+
+
+def gene_embedding_sums(
+    encoder: Encoder, sequences: Sequence[NDArray[np.integer]], vocabulary: GeneVocabulary
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Sum the contextual embeddings of every token over cells.
+
+    Returns
+    -------
+    sums, cells
+        float64 of shape (vocabulary, width), and how many cells hold each token, int64 of shape (vocabulary,).
+        A gene's embedding is its sum over its cells. Sums add up over shards of a data set.
+    """
+    sums = np.zeros((len(vocabulary), encoder.config.hidden_size))
+    cells = np.zeros(len(vocabulary), dtype=np.int64)
+    for batch in length_batches(np.array([len(ids) for ids in sequences]), TOKENS_PER_BATCH):
+        ids_BL, lengths_B, hidden_BLD = _hidden(encoder, [sequences[i] for i in batch], vocabulary)
+        mask_BL = attention_mask(lengths_B, ids_BL.shape[1]).bool()
+        tokens = ids_BL[mask_BL].cpu().numpy()
+        np.add.at(sums, tokens, hidden_BLD[mask_BL].cpu().numpy().astype(np.float64))
+        np.add.at(cells, tokens, 1)
+    return sums, cells
+
+
+def state_embeddings(
+    embeddings: NDArray[np.floating], states: NDArray[np.str_], wanted: Sequence[str]
+) -> dict[str, NDArray[np.float32]]:
+    """Average the embeddings of the cells of each state.
+
+    Parameters
+    ----------
+    embeddings
+        Shape (cells, width).
+    states
+        Each cell's state, compared whole (upstream matches substrings), shape (cells,).
+    wanted
+        The states asked for.
+
+    Raises
+    ------
+    InputError
+        If no cell has a state.
+    """
+    result = {}
+    for state in wanted:
+        chosen = states == state
+        if not chosen.any():
+            raise InputError("--state-column", f"no cell in state {state!r}", f"one of {', '.join(np.unique(states))}")
+        result[state] = embeddings[chosen].astype(np.float64).mean(axis=0).astype(np.float32)
+    return result
+
+
+def check_states(states: Mapping[str, object], width: int, wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Check state embeddings that came from a file: every wanted state there, each a list of `width` numbers."""
+    checked = {}
+    for state in wanted:
+        if state not in states:
+            there = ", ".join(states) or "none"
+            raise InputError("--state-embeddings", f"no state {state!r}", f"a file that holds it (it has {there})")
+        try:
+            vector = np.asarray(states[state], dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError("--state-embeddings", f"{state} as no list of numbers", "lists of floats") from error
+        if vector.shape != (width,) or not np.isfinite(vector).all():
+            raise InputError("--state-embeddings", f"{state} of shape {vector.shape}", f"{width} finite numbers, the model's width")
+        checked[state] = vector
+    return checked
+
+
+def _hidden(
+    encoder: Encoder, sequences: Sequence[NDArray[np.integer]], vocabulary: GeneVocabulary
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pad and run a batch; without a mask where all have one length."""
+    ids, lengths = pad(sequences, vocabulary.pad_id)
+    ids_BL = torch.from_numpy(ids).to(encoder.execution.device)
+    lengths_B = torch.from_numpy(lengths).to(encoder.execution.device)
+    padded = bool((lengths < ids.shape[1]).any())
+    return ids_BL, lengths_B, encoder.hidden(ids_BL, lengths_B if padded else None)

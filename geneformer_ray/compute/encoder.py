@@ -1,0 +1,110 @@
+"""The trunk: Geneformer's BERT encoder without any head, run up to the layer that is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import BertModel
+
+from geneformer_ray.compute.execution import Execution, choose_execution
+from geneformer_ray.compute.model_directory import load_weights
+from geneformer_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from geneformer_ray.data.vocabulary import GeneVocabulary
+
+__all__ = ["LAYERS", "Encoder", "add_token", "attention_mask"]
+
+LAYERS = (-1, 0)
+
+
+def attention_mask(lengths_B: torch.Tensor, longest: int) -> torch.Tensor:
+    """Mark real positions with 1 and padding with 0: shape (batch, longest), int64."""
+    return (torch.arange(longest, device=lengths_B.device)[None, :] < lengths_B[:, None]).long()
+
+
+class Encoder(nn.Module):
+    """A BERT trunk that ends at the layer that is read.
+
+    Parameters
+    ----------
+    bert
+        The whole trunk. Its layers are shared, not copied.
+    layer
+        ``-1`` reads the output of the layer before the last (upstream's default), ``0`` the last layer's.
+    execution
+        Device, dtype, threads.
+    """
+
+    def __init__(self, bert: BertModel, *, layer: int = -1, execution: Execution | None = None) -> None:
+        super().__init__()
+        if layer not in LAYERS:
+            raise InputError("--layer", layer, "-1 (the layer before the last) or 0 (the last)")
+        needed = bert.config.num_hidden_layers + layer
+        if needed < 1:
+            raise InputError("--layer", layer, f"0 for a model of {bert.config.num_hidden_layers} layers")
+        self.execution = execution or choose_execution()
+        self.config = bert.config
+        self.bert = bert
+        # No layer is computed beyond the one that is read, and no head at all.
+        self.bert.encoder.layer = bert.encoder.layer[:needed]
+        self.bert.pooler = None
+        self.to(self.execution.device).eval()
+
+    @classmethod
+    def load(cls, directory: Path, *, layer: int = -1, execution: Execution | None = None) -> Encoder:
+        """Load the trunk of a model directory, whatever head lies on it."""
+        bert = load_weights(BertModel, directory, add_pooling_layer=False)
+        return cls(bert, layer=layer, execution=execution)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that the model takes."""
+        return int(self.config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def hidden(self, input_ids_BL: torch.Tensor, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute hidden states at the chosen layer.
+
+        Parameters
+        ----------
+        input_ids_BL
+            Token ids, shape (batch, length).
+        lengths_B
+            Real tokens of each row; None where no row is padded, which spares the mask.
+
+        Returns
+        -------
+        Tensor
+            float32, shape (batch, length, width).
+        """
+        device = self.execution.device
+        input_ids_BL = input_ids_BL.to(device)
+        mask_BL = None if lengths_B is None else attention_mask(lengths_B.to(device), input_ids_BL.shape[1])
+        with self.execution.autocast():
+            hidden_BLD = self.bert(input_ids=input_ids_BL, attention_mask=mask_BL).last_hidden_state
+        return hidden_BLD.float()
+
+
+def add_token(bert: BertModel, vocabulary: GeneVocabulary) -> None:
+    """Grow the embedding matrix by the tokens that an extended vocabulary adds behind the model's own.
+
+    A new row starts at the mean of all rows plus noise of the model's initial scale, and is learned in fine-tuning.
+    """
+    old = bert.get_input_embeddings()
+    missing = len(vocabulary) - old.num_embeddings
+    if missing < 0:
+        raise InputError("--vocabulary", f"{len(vocabulary)} tokens", f"at least the model's {old.num_embeddings}")
+    if missing == 0:
+        return
+    new = nn.Embedding(len(vocabulary), old.embedding_dim, padding_idx=old.padding_idx)
+    with torch.no_grad():
+        new.weight[: old.num_embeddings] = old.weight
+        noise = torch.randn(missing, old.embedding_dim) * bert.config.initializer_range
+        new.weight[old.num_embeddings :] = old.weight.mean(dim=0) + noise
+    bert.set_input_embeddings(new)
+    bert.config.vocab_size = len(vocabulary)

@@ -1,0 +1,121 @@
+"""Model directories: weights as safetensors, ``config.json``, and the vocabulary, in one self-contained folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import transformers
+from transformers import BertConfig
+
+from geneformer_ray.data import storage
+from geneformer_ray.data.vocabulary import GeneVocabulary
+from geneformer_ray.errors import InputError, VocabularyMismatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["find_model", "load_weights", "model_vocabulary", "read_config", "save_model"]
+
+ModelT = TypeVar("ModelT", bound="PreTrainedModel")
+
+_HUB_ID = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<folder>[\w./-]+?))?(?:@(?P<revision>[\w.-]+))?$")
+
+
+def find_model(model: str, flag: str = "--model") -> Path:
+    """Give the local directory of a model: a directory or URI in ``save_pretrained`` form, or a hub id.
+
+    Parameters
+    ----------
+    model
+        A directory, a filesystem URI, or ``ORG/REPO[/SUBFOLDER][@REVISION]``. (``models:/`` URIs are the registry's.)
+    flag
+        Named in errors.
+    """
+    if storage.exists(model):
+        directory = storage.local_copy(model)
+    elif (match := _HUB_ID.match(model)) and not model.startswith((".", "/", "~")) and not storage.is_uri(model):
+        directory = _from_hub(match["repo"], match["folder"], match["revision"], model, flag)
+    else:
+        raise InputError(flag, model, "a model directory that exists, a hub id ORG/REPO, or models:/NAME@ALIAS")
+    if not (directory / "config.json").exists():
+        raise InputError(flag, f"{model} without config.json", "a directory in save_pretrained form")
+    if not any(directory.glob("*.safetensors")):
+        raise InputError(flag, f"{model} without safetensors weights", "weights as safetensors (pickles are not read)")
+    return directory
+
+
+def _from_hub(repo: str, folder: str | None, revision: str | None, model: str, flag: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    below = f"{folder.rstrip('/')}/" if folder else ""
+    patterns = [f"{below}config.json", f"{below}*.safetensors", f"{below}vocabulary.json"]
+    try:
+        snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(flag, model, f"a directory that exists, or a hub id that can be reached ({first_line})") from error
+    return snapshot / folder if folder else snapshot
+
+
+def read_config(directory: Path, flag: str = "--model") -> BertConfig:
+    """Read a model's ``config.json`` and check that it is a BERT."""
+    content = storage.read_json(str(directory / "config.json"), flag)
+    if content.get("model_type") != "bert":
+        raise InputError(flag, f"a {content.get('model_type')} model in {directory}", "a BERT model (Geneformer's kind)")
+    return BertConfig.from_pretrained(directory)
+
+
+def load_weights(kind: type[ModelT], directory: Path, **options: Any) -> ModelT:
+    """Load a model class from a directory: safetensors, float32, SDPA attention.
+
+    A head that the directory lacks starts fresh, one that the class lacks is left: both are meant here, so the library's
+    report of them is kept quiet.
+    """
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        return kind.from_pretrained(
+            directory, attn_implementation="sdpa", use_safetensors=True, dtype=torch.float32, **options
+        )
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+def model_vocabulary(directory: Path, given: str | None, config: BertConfig) -> GeneVocabulary:
+    """Give a model's vocabulary: its own, or the given one, checked against each other and the model's size.
+
+    Parameters
+    ----------
+    directory
+        The model's local directory.
+    given
+        ``--vocabulary``; optional where the model carries one.
+    config
+        The model's configuration.
+    """
+    own = GeneVocabulary.load(str(directory), "--model") if GeneVocabulary.present_in(str(directory)) else None
+    other = GeneVocabulary.load(given) if given else None
+    vocabulary = own or other
+    if vocabulary is None:
+        raise InputError("--vocabulary", "nothing", f"a vocabulary, for {directory} does not carry one")
+    if own is not None and other is not None and other.digest not in (own.digest, own.parent_digest):
+        takes = f"{own.digest}, the model's own, or nothing"
+        raise VocabularyMismatch("--vocabulary", f"vocabulary {other.digest}", takes)
+    recorded = getattr(config, "vocabulary_digest", None)
+    if recorded is not None and recorded != vocabulary.digest:
+        raise VocabularyMismatch("--vocabulary", f"vocabulary {vocabulary.digest}", f"{recorded}, which the model was made with")
+    if config.vocab_size != len(vocabulary):
+        got = f"a vocabulary of {len(vocabulary)} tokens"
+        raise VocabularyMismatch("--vocabulary", got, f"one of {config.vocab_size}, the model's size")
+    return vocabulary
+
+
+def save_model(model: PreTrainedModel, vocabulary: GeneVocabulary, directory: Path) -> None:
+    """Write a self-contained model directory."""
+    model.config.vocabulary_digest = vocabulary.digest
+    model.save_pretrained(directory)
+    vocabulary.save(str(directory))

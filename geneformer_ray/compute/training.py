@@ -1,0 +1,251 @@
+"""Training steps: optimiser, schedule, and an epoch of cells, the same on one process as on many workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from torch import nn
+from transformers import get_scheduler
+
+from geneformer_ray.compute.encoder import attention_mask
+from geneformer_ray.data.batching import pad, training_steps
+from geneformer_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from geneformer_ray.compute.execution import Execution
+
+__all__ = ["EpochResult", "Optimisation", "Share", "TrainingOptions", "classifier_loss", "score", "train_epoch"]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a training is made of.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the training cells.
+    learning_rate
+        The highest, reached after the warm-up.
+    warmup_fraction
+        The share of all steps over which the rate rises.
+    schedule
+        A transformers schedule name: linear, cosine, constant_with_warmup, polynomial.
+    weight_decay
+        Of weights; biases and LayerNorm are spared.
+    max_grad_norm
+        Gradients are clipped to this norm.
+    tokens_per_batch
+        Padded tokens of one worker's batch.
+    seed
+        Of initial weights, order and dropout.
+    """
+
+    epochs: int
+    learning_rate: float
+    warmup_fraction: float = 0.1
+    schedule: str = "linear"
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    tokens_per_batch: int = 4096
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """This worker's part of a data-parallel training: its rank among `workers`."""
+
+    rank: int = 0
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One worker's sums over an epoch: loss, items that the loss counts, and how many of them were right."""
+
+    loss_sum: float
+    items: int
+    correct: int
+    tokens: int
+    padded_tokens: int
+
+
+class BatchLoss(Protocol):
+    """Computes the summed loss of a batch."""
+
+    def __call__(
+        self, model: nn.Module, ids_BL: torch.Tensor, mask_BL: torch.Tensor, batch: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, int]:
+        """Give the loss summed over the batch's items, and how many of them were predicted right."""
+        ...
+
+
+class Optimisation:
+    """AdamW with clipping and a warm-up schedule.
+
+    Parameters
+    ----------
+    model
+        The module whose parameters are learned.
+    options
+        The training's options.
+    total_steps
+        Optimiser steps of the whole training.
+    """
+
+    def __init__(self, model: nn.Module, options: TrainingOptions, total_steps: int) -> None:
+        spared, decayed = [], []
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                # Biases and LayerNorm parameters are vectors; everything else is a matrix.
+                (spared if parameter.ndim < 2 else decayed).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": options.weight_decay},
+            {"params": spared, "weight_decay": 0.0},
+        ]
+        self._parameters = [*decayed, *spared]
+        self._max_grad_norm = options.max_grad_norm
+        self._adamw = torch.optim.AdamW(groups, lr=options.learning_rate)
+        try:
+            warmup = round(options.warmup_fraction * total_steps)
+            self._schedule = get_scheduler(options.schedule, self._adamw, warmup, total_steps)
+        except ValueError as error:
+            raise InputError("--schedule", options.schedule, "linear, cosine, polynomial or constant") from error
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Take one step down the gradient of a loss."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        self._adamw.step()
+        self._schedule.step()
+        self._adamw.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Any]:
+        """Give what a checkpoint needs to go on."""
+        return {"adamw": self._adamw.state_dict(), "schedule": self._schedule.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._adamw.load_state_dict(state["adamw"])
+        self._schedule.load_state_dict(state["schedule"])
+
+
+def planned_steps(lengths: NDArray[np.integer], options: TrainingOptions, workers: int) -> int:
+    """Count the optimiser steps of a whole training."""
+    return sum(len(_plan(lengths, options, epoch, workers)) for epoch in range(options.epochs))
+
+
+def _plan(
+    lengths: NDArray[np.integer], options: TrainingOptions, epoch: int, workers: int
+) -> list[list[NDArray[np.int64]]]:
+    return training_steps(
+        lengths, seed=options.seed, epoch=epoch, workers=workers, tokens_per_batch=options.tokens_per_batch
+    )
+
+
+def train_epoch(
+    model: nn.Module,
+    optimisation: Optimisation,
+    sequences: Sequence[NDArray[np.integer]],
+    loss_of: BatchLoss,
+    items_of: Callable[[NDArray[np.int64]], int],
+    options: TrainingOptions,
+    *,
+    epoch: int,
+    pad_id: int,
+    execution: Execution,
+    share: Share | None = None,
+) -> Iterator[EpochResult]:
+    """Train one epoch, yielding after every step.
+
+    Parameters
+    ----------
+    model
+        The module, or its data-parallel wrapper, which averages gradients over workers.
+    optimisation
+        Optimiser and schedule.
+    sequences
+        Every training cell's token ids: all workers hold the same.
+    loss_of
+        The summed loss of a batch.
+    items_of
+        How many items the loss of a batch of these cells counts. Known on every worker for every other's batch, so that
+        gradients are weighted by items without a message: each worker's loss is scaled to the mean over all of them.
+    options, epoch, share
+        Determine the order, with the lengths.
+    """
+    share = share or Share()
+    lengths = np.array([len(ids) for ids in sequences])
+    model.train()
+    for number, step in enumerate(_plan(lengths, options, epoch, share.workers)):
+        mine = step[share.rank]
+        # Dropout too is a function of where we are, so that a resumed run draws what an unbroken one would.
+        torch.manual_seed(hash((options.seed, epoch, number, share.rank)) % 2**63)
+        ids, real = pad([sequences[i] for i in mine], pad_id)
+        ids_BL = torch.from_numpy(ids).to(execution.device)
+        mask_BL = attention_mask(torch.from_numpy(real).to(execution.device), ids_BL.shape[1])
+        with execution.autocast():
+            loss_sum, correct = loss_of(model, ids_BL, mask_BL, mine)
+        items = items_of(mine)
+        everyone = sum(items_of(batch) for batch in step)
+        optimisation.step(loss_sum * (share.workers / everyone))
+        yield EpochResult(float(loss_sum.detach()), items, correct, int(real.sum()), ids.size)
+
+
+def classifier_loss(targets: NDArray[np.int64], class_weights: torch.Tensor | None = None) -> BatchLoss:
+    """Give the summed cross entropy of a cell classifier.
+
+    Parameters
+    ----------
+    targets
+        Class number of every training cell, shape (cells,).
+    class_weights
+        Weight of each class, shape (classes,); None weighs all cells the same.
+    """
+
+    def loss_of(
+        model: nn.Module, ids_BL: torch.Tensor, mask_BL: torch.Tensor, batch: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, int]:
+        target_B = torch.from_numpy(targets[batch]).to(ids_BL.device)
+        logits_BC = model(ids_BL, mask_BL).float()
+        loss = nn.functional.cross_entropy(logits_BC, target_B, weight=class_weights, reduction="sum")
+        return loss, int((logits_BC.argmax(dim=1) == target_B).sum())
+
+    return loss_of
+
+
+def score(targets: NDArray[np.int64], logits: NDArray[np.floating], labels: Sequence[str]) -> dict[str, Any]:
+    """Score predictions: accuracy, macro F1, F1 and support per class, confusion matrix (rows are the truth).
+
+    Parameters
+    ----------
+    targets
+        Class numbers, shape (cells,).
+    logits
+        Shape (cells, classes).
+    labels
+        Class names.
+    """
+    predicted = logits.argmax(axis=1)
+    numbers = np.arange(len(labels))
+    per_class = f1_score(targets, predicted, labels=numbers, average=None, zero_division=0)
+    # Classes that the scored cells lack have no F1; averaging a 0 for them would score the split, not the model.
+    present = np.isin(numbers, targets)
+    matrix = confusion_matrix(targets, predicted, labels=numbers)
+    return {
+        "accuracy": float(accuracy_score(targets, predicted)),
+        "macro_f1": float(per_class[present].mean()),
+        "cells": len(targets),
+        "per_class": {
+            label: {"f1": float(per_class[i]), "cells": int((targets == i).sum())} for i, label in enumerate(labels)
+        },
+        "confusion_matrix": matrix.tolist(),
+    }

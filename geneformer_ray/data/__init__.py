@@ -1,0 +1,1 @@
+"""Floor 1: gene vocabulary, rank value encoding, reading cells, batching (numpy, scipy, pyarrow)."""

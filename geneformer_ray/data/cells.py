@@ -1,0 +1,222 @@
+"""Tables of tokenised cells: Parquet files, or a Hugging Face ``save_to_disk`` directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from geneformer_ray.data import storage
+from geneformer_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from geneformer_ray.data.vocabulary import GeneVocabulary
+
+__all__ = ["CellTable", "Cells", "cells_schema"]
+
+DIGEST_KEY = b"vocabulary_digest"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Some cells in memory.
+
+    Parameters
+    ----------
+    cell_ids
+        One a cell.
+    input_ids
+        One int32 array of token ids a cell.
+    columns
+        The obs columns asked for, one array of shape (cells,) each.
+    """
+
+    cell_ids: list[str]
+    input_ids: list[NDArray[np.int32]]
+    columns: dict[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.cell_ids)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens a cell."""
+        return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
+
+
+class CellTable:
+    """A directory of Parquet files, one Parquet file, or a Hugging Face dataset, addressed by row number.
+
+    Rows are counted over the files in name order. A missing ``cell_id`` is the row number; ``length`` is optional.
+    """
+
+    def __init__(self, path: str, *, flag: str = "--cells") -> None:
+        self.path = path
+        self._flag = flag
+        if not storage.exists(path):
+            raise InputError(flag, path, "a directory of Parquet files, one file, or a saved Hugging Face dataset")
+        self._dataset: Any = None
+        if storage.is_directory(path) and storage.exists(storage.join(path, "dataset_info.json")):
+            self._open_hugging_face()
+        else:
+            self._open_parquet()
+        if "input_ids" not in self.schema.names:
+            raise InputError(flag, f"{path} with columns {', '.join(self.schema.names)}", "tokenised cells (input_ids)")
+
+    def _open_parquet(self) -> None:
+        self.files = storage.list_files(self.path, ".parquet") if storage.is_directory(self.path) else [self.path]
+        if not self.files:
+            raise InputError(self._flag, f"{self.path} without Parquet files", "a directory that holds tokenised cells")
+        try:
+            opened = [self._parquet(file) for file in self.files]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(self._flag, self.path, f"readable Parquet files ({error})") from error
+        self.schema: pa.Schema = opened[0].schema_arrow
+        for file, other in zip(self.files, opened, strict=True):
+            if other.schema_arrow.names != self.schema.names:
+                raise InputError(self._flag, f"{file} with other columns than {self.files[0]}", "files of one table")
+        digests = {(other.schema_arrow.metadata or {}).get(DIGEST_KEY) for other in opened}
+        if len(digests) > 1:
+            raise InputError(self._flag, f"{self.path} with files of several vocabularies", "files of one table")
+        self._file_starts = np.concatenate([[0], np.cumsum([other.metadata.num_rows for other in opened])])
+
+    def _open_hugging_face(self) -> None:
+        import datasets  # heavy, and only needed for such a directory
+
+        dataset = datasets.load_from_disk(os.fspath(storage.local_copy(self.path)))
+        if isinstance(dataset, datasets.DatasetDict):
+            raise InputError(self._flag, f"{self.path} with splits {', '.join(dataset)}", "one split's directory")
+        self._dataset = dataset.with_format("arrow")
+        self.files = []
+        self.schema = dataset.features.arrow_schema
+        self._file_starts = np.array([0, len(dataset)])
+
+    def _parquet(self, file: str) -> pq.ParquetFile:
+        filesystem, inside = storage.locate(file)
+        return pq.ParquetFile(inside, filesystem=filesystem)
+
+    def __len__(self) -> int:
+        return int(self._file_starts[-1])
+
+    @property
+    def vocabulary_digest(self) -> str | None:
+        """The digest of the vocabulary that encoded the cells, None where the files do not say."""
+        value = (self.schema.metadata or {}).get(DIGEST_KEY)
+        return value.decode() if value else None
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the cells: ids and tokens in order."""
+        sha = hashlib.sha256()
+        for start in range(0, len(self), 4096):
+            cells = self.read(np.arange(start, min(start + 4096, len(self))))
+            sha.update("\0".join(cells.cell_ids).encode())
+            sha.update(np.concatenate([cells.lengths.astype(np.int32), *cells.input_ids]).tobytes())
+        return sha.hexdigest()[:16]
+
+    # ------------------------------------------------------------------ reading
+
+    def column(self, name: str, flag: str) -> NDArray[Any]:
+        """Read one obs column of every cell, shape (cells,)."""
+        if name not in self.schema.names or name == "input_ids":
+            there = [column for column in self.schema.names if column not in ("input_ids", "length")]
+            raise InputError(flag, name, f"a column of {self.path}: {', '.join(there)}")
+        return np.asarray(self._whole([name])[name].combine_chunks().to_numpy(zero_copy_only=False))
+
+    @cached_property
+    def cell_ids(self) -> NDArray[Any]:
+        """Every cell's id, or its row number as a string where the table has none; shape (cells,)."""
+        if "cell_id" in self.schema.names:
+            return self.column("cell_id", self._flag).astype(str)
+        return np.arange(len(self)).astype(str)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every cell, shape (cells,)."""
+        if "length" in self.schema.names:
+            return self.column("length", self._flag).astype(np.int64)
+        lists = self._whole(["input_ids"])["input_ids"]
+        return np.asarray(pc.list_value_length(lists).combine_chunks().to_numpy(zero_copy_only=False), np.int64)
+
+    def select(self, filters: Mapping[str, Sequence[str]], flag: str = "--filter") -> NDArray[np.int64]:
+        """Give the row numbers of the cells that hold one of the given values in every given column."""
+        keep = np.ones(len(self), dtype=bool)
+        for name, values in filters.items():
+            keep &= np.isin(self.column(name, flag).astype(str), list(values))
+        if not keep.any():
+            given = "; ".join(f"{name}={','.join(values)}" for name, values in filters.items()) or "no filter"
+            raise InputError(flag, given, "values that at least one cell has")
+        return np.flatnonzero(keep)
+
+    def read(self, rows: NDArray[np.integer], columns: Sequence[str] = ()) -> Cells:
+        """Read the cells of the given row numbers, in the order given."""
+        rows = np.asarray(rows, dtype=np.int64)
+        order = np.argsort(rows, kind="stable")
+        names = ["input_ids", *columns]
+        table = self._take_sorted(rows[order], names)
+        back = np.argsort(order, kind="stable")
+        lists = table["input_ids"].combine_chunks()
+        flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))])
+        sequences = [flat[offsets[i] : offsets[i + 1]] for i in back]
+        values = {name: np.asarray(table[name].to_numpy())[back] for name in columns}
+        return Cells([str(self.cell_ids[row]) for row in rows], sequences, values)
+
+    def _whole(self, columns: list[str]) -> pa.Table:
+        if self._dataset is not None:
+            return self._dataset.select_columns(columns)[:]
+        return pa.concat_tables([self._parquet(file).read(columns=columns) for file in self.files])
+
+    def _take_sorted(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
+        if self._dataset is not None:
+            return self._dataset.select_columns(columns)[rows]
+        parts = []
+        for file, start, stop in zip(self.files, self._file_starts[:-1], self._file_starts[1:], strict=True):
+            inside = rows[(rows >= start) & (rows < stop)] - start
+            if len(inside):
+                parts.append(self._take_from_file(self._parquet(file), inside, columns))
+        if not parts:
+            return self.schema.empty_table().select(columns)
+        return pa.concat_tables(parts)
+
+    @staticmethod
+    def _take_from_file(file: pq.ParquetFile, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
+        """Take sorted rows of one file, reading only the row groups that hold them."""
+        sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        group = np.searchsorted(starts, rows, side="right") - 1
+        needed = np.unique(group)
+        # Where a needed group begins once only the needed groups are read, one behind the other.
+        read_starts = np.concatenate([[0], np.cumsum(np.asarray(sizes)[needed])])
+        where = rows - starts[group] + read_starts[np.searchsorted(needed, group)]
+        return file.read_row_groups(needed.tolist(), columns=columns).take(where)
+
+    def check(self, vocabulary: GeneVocabulary) -> None:
+        """Check that the cells belong to a vocabulary: digests where both have one, ids by their range otherwise."""
+        highest = None
+        if self.vocabulary_digest is None:
+            values = [pc.max(chunk.flatten()).as_py() for chunk in self._whole(["input_ids"])["input_ids"].chunks]
+            highest = max((value for value in values if value is not None), default=None)
+        vocabulary.check_cells(self.vocabulary_digest, highest)
+
+
+def cells_schema(vocabulary_digest: str, columns: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
+    """Give the schema of a table of tokenised cells: id, tokens, length, then the chosen obs columns."""
+    fields = [
+        pa.field("cell_id", pa.string()),
+        pa.field("input_ids", pa.list_(pa.int32())),
+        pa.field("length", pa.int32()),
+        *(pa.field(name, kind) for name, kind in (columns or {}).items()),
+    ]
+    return pa.schema(fields, metadata={DIGEST_KEY: vocabulary_digest.encode()})

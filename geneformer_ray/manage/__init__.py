@@ -1,0 +1,1 @@
+"""Floor 3: MLflow tracking and registry, reports, plots."""

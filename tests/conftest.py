@@ -1,0 +1,70 @@
+"""What every test may use: upstream's golden numbers where they are at hand, and small models and cells."""
+
+from __future__ import annotations
+
+import os
+
+# One thread a process: test workers share the machine, and oversubscribed torch threads are 100 times slower.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from geneformer_ray.compute.pretraining import new_model
+from geneformer_ray.data.vocabulary import GeneVocabulary
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of upstream's own numbers."""
+    if not GOLDEN.is_dir():
+        pytest.skip(f"upstream's golden numbers are not at {GOLDEN}")
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> GeneVocabulary:
+    """Forty genes without special tokens beyond pad and mask, sixteen positions."""
+    medians = {f"GENE{number:02d}": 1.0 + number / 7 for number in range(40)}
+    return GeneVocabulary.from_medians(medians, max_length=16)
+
+
+@pytest.fixture(scope="session")
+def model_directory(vocabulary: GeneVocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny masked-gene model with large random weights, so that mistakes show."""
+    import torch
+
+    from geneformer_ray.compute.model_directory import save_model
+
+    torch.manual_seed(0)
+    model = new_model(vocabulary, layers=3, width=16, heads=2, feed_forward=24)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.4)
+    directory = tmp_path_factory.mktemp("model")
+    save_model(model, vocabulary, directory)
+    return directory
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A seeded random generator."""
+    return np.random.default_rng(0)
+
+
+def random_cells(
+    vocabulary: GeneVocabulary, rng: np.random.Generator, lengths: list[int]
+) -> list[np.ndarray]:
+    """Make cells of distinct random genes, with ``<cls>`` and ``<eos>`` where the vocabulary has them."""
+    genes = np.array([vocabulary.tokens[gene] for gene in vocabulary.genes], dtype=np.int32)
+    front = [] if vocabulary.cls_id is None else [vocabulary.cls_id]
+    behind = [] if vocabulary.eos_id is None else [vocabulary.eos_id]
+    return [
+        np.array([*front, *rng.permutation(genes)[:length], *behind], dtype=np.int32) for length in lengths
+    ]
