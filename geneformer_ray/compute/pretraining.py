@@ -33,7 +33,15 @@ class MaskedGeneModel(BertForMaskedLM):
         return self.cls(hidden_BLD[masked_BL])
 
 
-def new_model(vocabulary: GeneVocabulary, *, layers: int, width: int, heads: int, feed_forward: int) -> MaskedGeneModel:
+def new_model(
+    vocabulary: GeneVocabulary,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    feed_forward: int,
+    initializer_range: float = 0.02,
+) -> MaskedGeneModel:
     """Make a Geneformer-shaped BERT with random weights.
 
     Parameters
@@ -42,6 +50,8 @@ def new_model(vocabulary: GeneVocabulary, *, layers: int, width: int, heads: int
         Gives the vocabulary's size and the number of positions.
     layers, width, heads, feed_forward
         Its shape.
+    initializer_range
+        Standard deviation of the initial weights.
     """
     config = BertConfig(
         vocab_size=len(vocabulary),
@@ -50,6 +60,7 @@ def new_model(vocabulary: GeneVocabulary, *, layers: int, width: int, heads: int
         num_attention_heads=heads,
         intermediate_size=feed_forward,
         hidden_act="relu",
+        initializer_range=initializer_range,
         hidden_dropout_prob=0.02,
         # Drawing a random number per attention weight dominates a step on CPU.
         attention_probs_dropout_prob=0.0,

@@ -13,6 +13,7 @@ from transformers import get_scheduler
 
 from geneformer_ray.compute.encoder import attention_mask
 from geneformer_ray.data.batching import pad, training_steps
+from geneformer_ray.data.vocabulary import gene_mask
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,8 +22,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geneformer_ray.compute.execution import Execution
+    from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["EpochResult", "Optimisation", "Share", "TrainingOptions", "classifier_loss", "score", "train_epoch"]
+__all__ = [
+    "Optimisation",
+    "Share",
+    "StepResult",
+    "TrainingOptions",
+    "balanced_weights",
+    "classifier_loss",
+    "drop_genes",
+    "planned_steps",
+    "score",
+    "train_epoch",
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,9 @@ class TrainingOptions:
         Gradients are clipped to this norm.
     tokens_per_batch
         Padded tokens of one worker's batch.
+    gene_dropout
+        Share of a cell's genes left out of a training step, drawn anew each time; the others keep their order, so all
+        behind a gap move up. It keeps a small model from learning single genes by heart.
     seed
         Of initial weights, order and dropout.
     """
@@ -56,6 +72,7 @@ class TrainingOptions:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     tokens_per_batch: int = 4096
+    gene_dropout: float = 0.0
     seed: int = 0
 
 
@@ -68,9 +85,10 @@ class Share:
 
 
 @dataclass(frozen=True)
-class EpochResult:
-    """One worker's sums over an epoch: loss, items that the loss counts, and how many of them were right."""
+class StepResult:
+    """One worker's sums over a step: cells, loss, items that the loss counts, and how many of them were right."""
 
+    cells: int
     loss_sum: float
     items: int
     correct: int
@@ -113,7 +131,7 @@ class Optimisation:
         ]
         self._parameters = [*decayed, *spared]
         self._max_grad_norm = options.max_grad_norm
-        self._adamw = torch.optim.AdamW(groups, lr=options.learning_rate)
+        self._adamw = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
         try:
             warmup = round(options.warmup_fraction * total_steps)
             self._schedule = get_scheduler(options.schedule, self._adamw, warmup, total_steps)
@@ -160,10 +178,10 @@ def train_epoch(
     options: TrainingOptions,
     *,
     epoch: int,
-    pad_id: int,
+    vocabulary: GeneVocabulary,
     execution: Execution,
     share: Share | None = None,
-) -> Iterator[EpochResult]:
+) -> Iterator[StepResult]:
     """Train one epoch, yielding after every step.
 
     Parameters
@@ -188,8 +206,12 @@ def train_epoch(
     for number, step in enumerate(_plan(lengths, options, epoch, share.workers)):
         mine = step[share.rank]
         # Dropout too is a function of where we are, so that a resumed run draws what an unbroken one would.
-        torch.manual_seed(hash((options.seed, epoch, number, share.rank)) % 2**63)
-        ids, real = pad([sequences[i] for i in mine], pad_id)
+        where = (options.seed, epoch, number, share.rank)
+        torch.manual_seed(hash(where) % 2**63)
+        cells = [sequences[i] for i in mine]
+        if options.gene_dropout:
+            cells = drop_genes(cells, options.gene_dropout, vocabulary, np.random.default_rng(where))
+        ids, real = pad(cells, vocabulary.pad_id)
         ids_BL = torch.from_numpy(ids).to(execution.device)
         mask_BL = attention_mask(torch.from_numpy(real).to(execution.device), ids_BL.shape[1])
         with execution.autocast():
@@ -197,10 +219,30 @@ def train_epoch(
         items = items_of(mine)
         everyone = sum(items_of(batch) for batch in step)
         optimisation.step(loss_sum * (share.workers / everyone))
-        yield EpochResult(float(loss_sum.detach()), items, correct, int(real.sum()), ids.size)
+        yield StepResult(len(mine), float(loss_sum.detach()), items, correct, int(real.sum()), ids.size)
 
 
-def classifier_loss(targets: NDArray[np.int64], class_weights: torch.Tensor | None = None) -> BatchLoss:
+def drop_genes(
+    sequences: Sequence[NDArray[np.integer]], share: float, vocabulary: GeneVocabulary, rng: np.random.Generator
+) -> list[NDArray[np.integer]]:
+    """Leave out a random share of each cell's genes; special tokens and the order of the others stay."""
+    dropped = []
+    for ids in sequences:
+        genes = np.flatnonzero(gene_mask(vocabulary, ids))
+        gone = rng.choice(genes, min(len(genes) - 1, round(share * len(genes))), replace=False)
+        dropped.append(np.delete(ids, gone))
+    return dropped
+
+
+def balanced_weights(targets: NDArray[np.int64], classes: int) -> torch.Tensor:
+    """Weigh each class by cells / (classes * the class's cells), so that all count the same; shape (classes,)."""
+    counts = np.bincount(targets, minlength=classes)
+    return torch.from_numpy((len(targets) / (classes * counts)).astype(np.float32))
+
+
+def classifier_loss(
+    targets: NDArray[np.int64], class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0
+) -> BatchLoss:
     """Give the summed cross entropy of a cell classifier.
 
     Parameters
@@ -209,6 +251,8 @@ def classifier_loss(targets: NDArray[np.int64], class_weights: torch.Tensor | No
         Class number of every training cell, shape (cells,).
     class_weights
         Weight of each class, shape (classes,); None weighs all cells the same.
+    label_smoothing
+        Share of the target spread evenly over all classes.
     """
 
     def loss_of(
@@ -216,7 +260,9 @@ def classifier_loss(targets: NDArray[np.int64], class_weights: torch.Tensor | No
     ) -> tuple[torch.Tensor, int]:
         target_B = torch.from_numpy(targets[batch]).to(ids_BL.device)
         logits_BC = model(ids_BL, mask_BL).float()
-        loss = nn.functional.cross_entropy(logits_BC, target_B, weight=class_weights, reduction="sum")
+        loss = nn.functional.cross_entropy(
+            logits_BC, target_B, weight=class_weights, reduction="sum", label_smoothing=label_smoothing
+        )
         return loss, int((logits_BC.argmax(dim=1) == target_B).sum())
 
     return loss_of

@@ -1,1 +1,19 @@
 """Floor 4: Ray clusters, Ray Train workers, Ray Data pipelines: the only files here that import ray."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+# Ray reads these when it is imported, so they are set before any module of this floor imports it. For a cluster of our own
+# only: what RAY_ADDRESS names has its own. Token authentication with a token of our own, so that nothing has to be set up
+# and nothing is left in the home directory; no usage report; a fast poll, for small trainings end in seconds.
+if "RAY_ADDRESS" not in os.environ:
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors make its core warn at every start
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

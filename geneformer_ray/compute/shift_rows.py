@@ -1,0 +1,189 @@
+"""Rows of the `cell_shifts` table as arrays of codes, which is what every statistic over genes works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from geneformer_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["ShiftRows", "read_shift_rows", "states_of"]
+
+COLUMNS = ("cell_id", "genes", "measure", "state", "value")
+JOINER = "+"
+# Between the genes of an event while it is one string: a vocabulary key may hold a "+", but no control
+# character.
+UNIT_SEPARATOR = "\x1f"
+
+
+@dataclass(frozen=True)
+class ShiftRows:
+    """N rows of one measure, ordered by state, gene and cell.
+
+    Parameters
+    ----------
+    genes, symbols
+        Names of the G genes in sorted order, and their symbols; a set of genes is its keys, sorted, joined
+        with "+".
+    cells
+        Ids of the C cells in sorted order.
+    states
+        Names of the states, as they were asked for.
+    gene_N, cell_N, state_N
+        Codes into these, int64, shape (N,).
+    value_N
+        Values, float64, shape (N,).
+    """
+
+    genes: tuple[str, ...]
+    symbols: tuple[str, ...]
+    cells: tuple[str, ...]
+    states: tuple[str, ...]
+    gene_N: NDArray[np.int64]
+    cell_N: NDArray[np.int64]
+    state_N: NDArray[np.int64]
+    value_N: NDArray[np.float64]
+
+
+def read_shift_rows(
+    shifts: pa.Table | ds.Dataset,
+    *,
+    measure: str,
+    states: Sequence[str] = ("",),
+    symbols: Mapping[str, str] | None = None,
+) -> ShiftRows:
+    """Read the rows of a measure and of some states.
+
+    Parameters
+    ----------
+    shifts
+        The `cell_shifts` table; a dataset is read batch by batch, and only its codes are kept (about 40 bytes
+        a row).
+    measure
+        `shift` or `similarity`.
+    states
+        Names of the states; rows without states hold the empty string.
+    symbols
+        Symbol of each vocabulary key. A key without one stands for itself.
+
+    Returns
+    -------
+    ShiftRows
+        In one order whatever the order of the input, so that sums over it are the same to the last bit.
+
+    Raises
+    ------
+    InputError
+        A column is missing, a value is empty or not a finite number, or the same cell, genes and state occur
+        twice.
+    """
+    dataset = ds.dataset(shifts) if isinstance(shifts, pa.Table) else shifts
+    missing = [name for name in COLUMNS if name not in dataset.schema.names]
+    if missing:
+        raise InputError(
+            "shifts", f"a table without {', '.join(missing)}", f"the columns {', '.join(COLUMNS)}"
+        )
+    wanted = (ds.field("measure") == measure) & ds.field("state").isin(list(states))
+    state_names = pa.array(list(states), pa.string())
+    events, cells, state_codes, values = [], [], [], []
+    for batch in dataset.to_batches(columns=list(COLUMNS), filter=wanted):
+        cell, value = batch.column("cell_id"), batch.column("value")
+        event = _joined(batch.column("genes"), UNIT_SEPARATOR)  # null where a list holds a null
+        for name, column in (("cell_id", cell), ("genes", event), ("value", value)):
+            if column.null_count:
+                raise InputError(name, "an empty value", "a value in every row of shifts")
+        events.append(event.dictionary_encode())
+        cells.append(cell.dictionary_encode())
+        state_codes.append(pc.index_in(batch.column("state"), value_set=state_names).to_numpy())
+        values.append(value.to_numpy(zero_copy_only=False).astype(np.float64))
+    if not values:
+        values.append(np.empty(0))
+        state_codes.append(np.empty(0, dtype=np.int32))
+
+    event_names, event_N = _merge_codes(events)
+    gene_of_event, genes, gene_symbols = _name_events(event_names, symbols or {})
+    cell_names, cell_N = _merge_codes(cells)
+    cell_order, cell_ids = pd.factorize(cell_names, sort=True)
+    value_N = np.concatenate(values)
+    if not np.isfinite(value_N).all():
+        raise InputError("value", "a number that is not finite", "finite numbers in shifts")
+    state_N = np.concatenate(state_codes).astype(np.int64)
+    gene_N, cell_N = gene_of_event[event_N], cell_order.astype(np.int64)[cell_N]
+
+    # One integer a row carries state, gene and cell: its order is the rows', equal neighbours occur twice.
+    key_N = (state_N * len(genes) + gene_N) * len(cell_ids) + cell_N
+    order_N = np.argsort(key_N, kind="stable")
+    key_N = key_N[order_N]
+    twice = np.flatnonzero(key_N[1:] == key_N[:-1])
+    if twice.size:
+        row = order_N[twice[0]]
+        example = f"cell {cell_ids[cell_N[row]]}, gene {genes[gene_N[row]]}"
+        got = f"{twice.size} rows a second time, such as {example}"
+        raise InputError("shifts", got, "one screen: one row for each cell, genes and state")
+    return ShiftRows(
+        genes=genes,
+        symbols=gene_symbols,
+        cells=tuple(cell_ids),
+        states=tuple(states),
+        gene_N=gene_N[order_N],
+        cell_N=cell_N[order_N],
+        state_N=state_N[order_N],
+        value_N=value_N[order_N],
+    )
+
+
+def states_of(shifts: pa.Table | ds.Dataset, measure: str = "shift") -> list[str]:
+    """List the states that a table has rows of a measure for, sorted."""
+    dataset = ds.dataset(shifts) if isinstance(shifts, pa.Table) else shifts
+    found: set[str] = set()
+    for batch in dataset.to_batches(columns=["state"], filter=ds.field("measure") == measure):
+        found.update(state for state in batch.column("state").unique().to_pylist() if state is not None)
+    return sorted(found)
+
+
+def _joined(lists: Any, separator: str) -> Any:
+    # The stubs allow for a scalar here; an array of lists gives an array of strings.
+    return pc.binary_join(lists, separator)
+
+
+def _merge_codes(chunks: list[Any]) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+    """Give the names and the codes of dictionaries that each batch has encoded on its own."""
+    if not chunks:
+        return np.empty(0, dtype=object), np.empty(0, dtype=np.int64)
+    encoded: list[Any] = pa.chunked_array(chunks).unify_dictionaries().chunks
+    names = encoded[0].dictionary.to_numpy(zero_copy_only=False)
+    return names, np.concatenate([chunk.indices.to_numpy() for chunk in encoded]).astype(np.int64)
+
+
+def _name_events(
+    events: NDArray[np.object_], symbols: Mapping[str, str]
+) -> tuple[NDArray[np.int64], tuple[str, ...], tuple[str, ...]]:
+    """Give each distinct event its gene's code, and the genes' names and symbols.
+
+    A screen may list an event's genes in each cell's own order; as a set they are one perturbation: sorted.
+    """
+    lists = pc.split_pattern(pa.array(events, pa.string()), pattern=UNIT_SEPARATOR)
+    keys = pd.DataFrame({"event": pc.list_parent_indices(lists), "key": lists.flatten().to_pandas()})
+    keys = keys.sort_values(["event", "key"], kind="stable")
+    keys["symbol"] = keys["key"].map(dict(symbols)).fillna(keys["key"])
+    name_E, symbol_E = (
+        _joined(
+            pa.ListArray.from_arrays(lists.offsets, pa.array(keys[column].to_numpy(object), pa.string())),
+            JOINER,
+        )
+        for column in ("key", "symbol")
+    )
+    codes, names = pd.factorize(name_E.to_numpy(zero_copy_only=False), sort=True)
+    first = np.unique(codes, return_index=True)[1]
+    return codes.astype(np.int64), tuple(names), tuple(symbol_E.take(first).to_pylist())

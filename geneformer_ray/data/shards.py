@@ -1,0 +1,50 @@
+"""Output tables in shards: deterministic names, each vouched for by a small file that is written after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from geneformer_ray.data import storage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["finished_items", "mark_finished", "write_shard"]
+
+PROGRESS = "progress"
+
+
+def write_shard(output: str, table_name: str, number: int, table: pa.Table) -> None:
+    """Write one item's rows as ``OUTPUT/TABLE/part-NUMBER.parquet``; doing an item again replaces them.
+
+    An empty table name stands for the output itself.
+
+    The file is made in memory and written in one go, so that a killed worker hardly ever leaves half of one; a half one is
+    not vouched for, and is replaced when the run is resumed.
+    """
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    name = f"part-{number:06d}.parquet"
+    storage.write_bytes(storage.join(output, table_name, name), buffer.getvalue().to_pybytes())
+
+
+def mark_finished(output: str, number: int, counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Vouch for an item: all its shards are whole. Written last."""
+    content = {"item": number, **counts}
+    storage.write_json(storage.join(output, PROGRESS, f"{number:06d}.json"), content)
+    return content
+
+
+def finished_items(output: str) -> dict[int, dict[str, Any]]:
+    """Give what earlier runs finished: item number -> its counts."""
+    found = {}
+    for file in storage.list_files(storage.join(output, PROGRESS), ".json"):
+        try:
+            content = storage.read_json(file)
+        except storage.InputError:
+            continue  # half written when the worker was killed: the item is done again
+        found[int(content["item"])] = content
+    return found

@@ -1,0 +1,149 @@
+"""Cell, gene and state embeddings over a pool of actors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from geneformer_ray.compute.embedding import cell_embeddings, gene_embedding_sums
+from geneformer_ray.compute.model_runner import ModelRunner
+from geneformer_ray.data import storage
+from geneformer_ray.data.cells import CellTable
+from geneformer_ray.data.shards import mark_finished, write_shard
+from geneformer_ray.distribute.fan_out import Pool, fan_out
+from geneformer_ray.progress import Progress
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["EmbedWorker", "embed_states", "merge_gene_sums", "row_items"]
+
+# Cells of one item: many enough that starting it costs nothing beside it.
+CELLS_PER_ITEM = 256
+
+
+def row_items(rows: NDArray[np.integer], cells_per_item: int = CELLS_PER_ITEM) -> list[dict[str, Any]]:
+    """Cut row numbers into items."""
+    starts = range(0, len(rows), cells_per_item)
+    return [{"item": n, "rows": rows[start : start + cells_per_item].tolist()} for n, start in enumerate(starts)]
+
+
+class EmbedWorker:
+    """Embeds cells of a table.
+
+    Parameters
+    ----------
+    cells
+        The table's path.
+    runner
+        Options of :class:`ModelRunner`.
+    embedding
+        ``mean``, ``cls`` or ``gene``; ``states`` sums cell embeddings by state instead of writing them.
+    output
+        The output directory; unused for ``states``.
+    state_column
+        The column of states, for ``states``.
+    """
+
+    def __init__(
+        self, cells: str, runner: dict[str, Any], embedding: str, output: str = "", state_column: str | None = None,
+        state_embedding: str = "mean",
+    ) -> None:  # fmt: skip
+        self.table = CellTable(cells)
+        self.runner = ModelRunner(**runner)
+        self.embedding, self.output = embedding, output
+        self.state_column, self.state_embedding = state_column, state_embedding
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Embed one item's cells."""
+        rows = np.array(item["rows"])
+        cells = self.table.read(rows, [self.state_column] if self.state_column else [])
+        sequences = self.runner.sequences(cells.input_ids, self.table.vocabulary_digest)
+        if self.embedding == "gene":
+            return self._genes(item["item"], sequences)
+        kind = self.state_embedding if self.embedding == "states" else self.embedding
+        values = cell_embeddings(self.runner.encoder, sequences, self.runner.vocabulary, embedding=kind)
+        if self.embedding == "states":
+            return {"item": item["item"], "cells": len(rows), "sums": self._sums(cells.columns, values)}
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        write_shard(self.output, "embeddings", item["item"], pa.table({"cell_id": cells.cell_ids, "embedding": lists}))
+        return mark_finished(self.output, item["item"], {"cells": len(rows)})
+
+    def _sums(self, columns: dict[str, NDArray[Any]], values: NDArray[np.float32]) -> dict[str, list[Any]]:
+        states = columns[self.state_column or ""].astype(str)
+        sums = {}
+        for state in np.unique(states):
+            chosen = values[states == state].astype(np.float64)
+            sums[str(state)] = [len(chosen), chosen.sum(axis=0).tolist()]
+        return sums
+
+    def _genes(self, number: int, sequences: list[NDArray[np.int32]]) -> dict[str, Any]:
+        sums, cells = gene_embedding_sums(self.runner.encoder, sequences, self.runner.vocabulary)
+        there = np.flatnonzero(cells)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(sums[there].ravel()), sums.shape[1])
+        table = pa.table({"token": there, "cells": cells[there], "sum": lists})
+        write_shard(self.output, "gene_sums", number, table)
+        return mark_finished(self.output, number, {"cells": len(sequences)})
+
+
+def embed_states(
+    cells: str,
+    rows: NDArray[np.integer],
+    runner: dict[str, Any],
+    *,
+    embedding: str,
+    state_column: str,
+    pool: Pool,
+) -> dict[str, NDArray[np.float32]]:
+    """Average the embeddings of all cells of each state; float32 of shape (width,) a state.
+
+    Parameters
+    ----------
+    rows
+        The cells whose states count.
+    """
+    options = {
+        "cells": cells,
+        "runner": runner,
+        "embedding": "states",
+        "state_column": state_column,
+        "state_embedding": embedding,
+    }
+    parts: dict[int, dict[str, list[Any]]] = {}
+    with Progress("state embeddings", len(rows), "cells") as progress:
+        for done in fan_out(EmbedWorker, options, row_items(rows), pool):
+            parts[done["item"]] = done["sums"]
+            progress.advance(done["cells"])
+    totals: dict[str, tuple[int, NDArray[np.float64]]] = {}
+    for number in sorted(parts):  # in one order: sums of floats depend on it
+        for state, (count, total) in parts[number].items():
+            before = totals.get(state, (0, np.zeros(len(total))))
+            totals[state] = (before[0] + count, before[1] + np.array(total))
+    return {state: (total / count).astype(np.float32) for state, (count, total) in sorted(totals.items())}
+
+
+def merge_gene_sums(output: str, names: list[str]) -> int:
+    """Turn the shards' sums into ``OUTPUT/embeddings``: gene, cells, embedding; give the number of genes."""
+    sums: NDArray[np.float64] | None = None
+    cells = np.zeros(len(names), dtype=np.int64)
+    for file in storage.list_files(storage.join(output, "gene_sums"), ".parquet"):
+        filesystem, inside = storage.locate(file)
+        table = pq.read_table(inside, filesystem=filesystem)
+        tokens = table["token"].to_numpy()
+        values = table["sum"].combine_chunks().flatten().to_numpy().reshape(len(tokens), -1)
+        sums = np.zeros((len(names), values.shape[1])) if sums is None else sums
+        sums[tokens] += values
+        cells[tokens] += table["cells"].to_numpy()
+    if sums is None:
+        return 0
+    there = np.flatnonzero(cells)
+    means = (sums[there] / cells[there, None]).astype(np.float32)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(means.ravel()), means.shape[1])
+    table = pa.table({"gene": [names[token] for token in there], "cells": cells[there], "embedding": lists})
+    write_shard(output, "embeddings", 0, table)
+    filesystem, inside = storage.locate(storage.join(output, "gene_sums"))
+    filesystem.delete_dir(inside)
+    return len(there)

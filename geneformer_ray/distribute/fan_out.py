@@ -1,0 +1,91 @@
+"""Independent pieces of work over a pool of Ray Data actors, each of which holds its model once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import ray
+import ray.data
+
+from geneformer_ray.compute.execution import use_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["ItemWorker", "Pool", "fan_out"]
+
+
+class ItemWorker(Protocol):
+    """Does one piece of work at a time; made once an actor."""
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Do one piece; both what comes in and what goes out are plain JSON values."""
+        ...
+
+
+class Pool:
+    """How many actors, and what each is given.
+
+    Parameters
+    ----------
+    smallest, largest
+        Bounds of the pool; an autoscaling cluster grows and shrinks with it.
+    cpus, gpus
+        Of each actor; GPUs may be fractions.
+    """
+
+    def __init__(self, smallest: int, largest: int, *, cpus: float = 1, gpus: float = 0) -> None:
+        self.smallest, self.largest, self.cpus, self.gpus = smallest, max(smallest, largest), cpus, gpus
+
+
+class _Actor:
+    """Adapts a worker to Ray Data: one row in, one row out, both JSON."""
+
+    def __init__(self, kind: type[ItemWorker], options: dict[str, Any], cpus: float) -> None:
+        use_threads(cpus)
+        self._worker = kind(**options)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        return {"result": [json.dumps(self._worker(json.loads(text))) for text in batch["item"]]}
+
+
+def fan_out(
+    kind: type[ItemWorker], options: dict[str, Any], items: Sequence[dict[str, Any]], pool: Pool
+) -> Iterator[dict[str, Any]]:
+    """Do every item once, yielding results as they come, in any order.
+
+    Parameters
+    ----------
+    kind, options
+        The worker's class and what it is made with; paths in `options` must be reachable from every node.
+    items
+        Plain JSON values that say what to do: row numbers of a shared table, not the rows themselves.
+    pool
+        The actors. No more are started than there are items.
+    """
+    if not items:
+        return
+    _quiet()
+    # One block an item: an actor that is free takes the next, and a result is seen as soon as it is there.
+    dataset = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items))
+    largest = min(pool.largest, len(items))
+    results = dataset.map_batches(
+        _Actor,
+        fn_constructor_kwargs={"kind": kind, "options": options, "cpus": pool.cpus},
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=min(pool.smallest, largest), max_size=largest),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+    )
+    for row in results.iter_rows():
+        yield json.loads(row["result"])
+
+
+def _quiet() -> None:
+    """Leave progress to our own: Ray Data's bars fill a log file."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,0 +1,381 @@
+"""Pictures of a run: each function draws one `matplotlib.figure.Figure` and nothing else.
+
+Figures are built without pyplot, so nothing is kept between calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from geneformer_ray.errors import InputError
+from geneformer_ray.manage.figure_style import (
+    BLUE,
+    CYCLE,
+    FAINT,
+    GREY,
+    INK,
+    LABEL,
+    LIGHT,
+    MARKERS,
+    NOTE,
+    PALE,
+    POOLING_COLOURS,
+    TICK,
+    VERMILLION,
+    dress,
+    legend_above,
+    legend_beside,
+    new_figure,
+)
+from geneformer_ray.manage.label_placement import place_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+__all__ = [
+    "TrainingCurve",
+    "confusion_matrix",
+    "embedding_umap",
+    "pooling_comparison",
+    "ranked_bars",
+    "training_curves",
+    "volcano",
+]
+
+BASELINE = "baseline"
+LOG_FDR = "\N{MINUS SIGN}log\N{SUBSCRIPT ONE}\N{SUBSCRIPT ZERO} FDR"
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """What one fine-tuning run logged.
+
+    Parameters
+    ----------
+    name
+        The run's name in the legend: its pooling.
+    steps, losses
+        Optimiser steps and the training loss (cross entropy, nats) logged at each.
+    epochs, macro_f1
+        Epochs and the validation macro F1 (0 to 1) after each.
+    """
+
+    name: str
+    steps: Sequence[float]
+    losses: Sequence[float]
+    epochs: Sequence[float]
+    macro_f1: Sequence[float]
+
+
+def pooling_comparison(table: pd.DataFrame) -> Figure:
+    """Draw macro F1 and accuracy of each pooling as bars, beside the baseline.
+
+    Parameters
+    ----------
+    table
+        Columns `pooling`, `macro_f1`, `accuracy` (0 to 1). Several rows of a pooling are its seeds: the bar
+        is their mean, and each is a dot. A pooling named `baseline` is drawn last, in grey, with a line at
+        its macro F1.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or the table is empty.
+    """
+    _require(table, "pooling", "macro_f1", "accuracy")
+    names = list(dict.fromkeys(table["pooling"].astype(str)))
+    names.sort(key=lambda name: name == BASELINE)
+    figure, (axes,) = new_figure(max(6.0, 2.2 + 1.5 * len(names)), 4.4)
+    width = 0.38
+    for offset, metric, colours in ((-0.5, "macro_f1", (BLUE, GREY)), (0.5, "accuracy", (PALE[BLUE], LIGHT))):
+        for place, name in enumerate(names):
+            values = table.loc[table["pooling"] == name, metric].to_numpy(dtype=float)
+            x = place + offset * width
+            bar = axes.bar(x, values.mean(), width * 0.94, color=colours[name == BASELINE])
+            # In the middle of the bar, where neither the baseline's line nor a seed's dot crosses it.
+            ink = "white" if metric == "macro_f1" else INK
+            axes.bar_label(bar, fmt="%.3f", fontsize=TICK, label_type="center", color=ink)
+            if values.size > 1:
+                axes.scatter(np.full(values.size, x), values, s=14, color="white", edgecolor=INK, zorder=3)
+    if BASELINE in names:
+        line = table.loc[table["pooling"] == BASELINE, "macro_f1"].mean()
+        axes.axhline(line, color=GREY, linestyle="--", linewidth=1.2, zorder=0)
+    axes.set_xticks(range(len(names)), names, parse_math=False)
+    axes.set_ylim(0, 1.02)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    handles: list[Any] = [Patch(color=BLUE, label="macro F1"), Patch(color=PALE[BLUE], label="accuracy")]
+    if BASELINE in names:
+        handles.append(Line2D([], [], color=GREY, linestyle="--", label="macro F1 of the baseline"))
+    dress(axes, "Pooling comparison", "", "score on held-out cells")
+    axes.grid(visible=False, axis="x")
+    axes.tick_params(axis="x", length=0, labelsize=LABEL)
+    legend_above(axes, handles)
+    return figure
+
+
+def confusion_matrix(matrix: ArrayLike, labels: Sequence[str], title: str = "Confusion matrix") -> Figure:
+    """Draw a confusion matrix: colours are shares of the true type (row), numbers are cells; zeros are blank.
+
+    Parameters
+    ----------
+    matrix
+        Counts, shape (K, K), rows the true types, columns the predicted ones.
+    labels
+        Names of the K types.
+    title
+        Heading.
+
+    Raises
+    ------
+    InputError
+        The matrix is not K x K for the K labels.
+    """
+    count_KK = np.asarray(matrix)
+    n = len(labels)
+    if n == 0 or count_KK.shape != (n, n):
+        raise InputError("matrix", f"shape {count_KK.shape} for {n} labels", "one row and one column a label")
+    total_K = count_KK.sum(axis=1)
+    share_KK = count_KK / np.maximum(total_K, 1)[:, None]
+    side = 2.6 + 0.5 * n
+    figure, (axes,) = new_figure(max(5.4, side + 1.0), max(4.2, side))
+    image = axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
+    size = NOTE if n > 10 else TICK
+    for row, column in zip(*np.nonzero(count_KK), strict=True):
+        colour = "white" if share_KK[row, column] > 0.55 else INK
+        text = f"{count_KK[row, column]:,}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
+    dress(axes, title, "predicted", "true (cells)")
+    axes.grid(visible=False)
+    rows = [f"{label} ({total:,})" for label, total in zip(labels, total_K, strict=True)]
+    axes.set_xticks(range(n), labels, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(range(n), rows, parse_math=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.03)
+    bar.outline.set_visible(False)
+    bar.set_label("share of the true type", fontsize=LABEL, color=INK)
+    bar.ax.tick_params(labelsize=TICK, colors=INK, length=0)
+    return figure
+
+
+def embedding_umap(
+    xy: ArrayLike, labels: Sequence[str], title: str, extra: tuple[str, Sequence[str]] | None = None
+) -> Figure:
+    """Draw a map of cells, coloured by label.
+
+    Parameters
+    ----------
+    xy
+        Coordinates, shape (N, 2), as `compute_umap` gives them.
+    labels
+        Label of each cell, length N.
+    title
+        Heading of the map.
+    extra
+        Heading and labels of a second map of the same cells: their library, or the predicted type.
+
+    Raises
+    ------
+    InputError
+        The lengths do not agree.
+    """
+    xy_N2 = np.asarray(xy, dtype=float)
+    panels = [(title, labels), *([extra] if extra else [])]
+    for _, values in panels:
+        if xy_N2.ndim != 2 or xy_N2.shape[1] != 2 or len(values) != len(xy_N2):
+            raise InputError(
+                "xy", f"shape {xy_N2.shape} for {len(values)} labels", "two coordinates for each label"
+            )
+    # One above the other: side by side, the legends would be too small to read on a page.
+    figure, all_axes = new_figure(8.2, 5.4 * len(panels), rows=len(panels))
+    size = float(np.clip(6000 / max(len(xy_N2), 1), 5, 28))
+    for axes, (heading, values) in zip(all_axes, panels, strict=True):
+        names = np.asarray([str(value) for value in values], dtype=object)
+        handles = []
+        colour_N, size_N, marker_N = (np.empty(len(names), dtype=kind) for kind in (object, float, object))
+        for index, (name, count) in enumerate(_by_size(names)):
+            colour = CYCLE[index % len(CYCLE)]
+            marker = MARKERS[index // len(CYCLE) % len(MARKERS)]
+            of_name = names == name
+            colour_N[of_name], marker_N[of_name] = colour, marker
+            # Rare types get larger marks: a dozen small dots would be lost among thousands.
+            size_N[of_name] = size * np.clip(np.sqrt(200 / count), 1, 3)
+            label = f"{name} ({count:,})"
+            handles.append(
+                Line2D([], [], linestyle="", marker=marker, color=colour, markersize=6, label=label)
+            )
+        for marker in MARKERS:
+            # In one shuffled order, since the category drawn last would hide the others where they mix.
+            rows = np.random.default_rng(0).permutation(np.flatnonzero(marker_N == marker))
+            if rows.size:
+                colours, sizes = colour_N[rows].tolist(), size_N[rows]
+                axes.scatter(
+                    xy_N2[rows, 0], xy_N2[rows, 1], sizes, colours, marker=marker, linewidths=0, alpha=0.75
+                )
+        dress(axes, heading, "UMAP 1", "UMAP 2")
+        axes.set(xticks=[], yticks=[])
+        legend_beside(axes, handles)
+    return figure
+
+
+def volcano(statistics: pd.DataFrame, goal: str, top: int = 12) -> Figure:
+    """Draw each gene's shift to the goal against its false discovery rate, and name the strongest genes.
+
+    Parameters
+    ----------
+    statistics
+        The table of `goal_shift_table`: `symbol`, `shift_to_GOAL`, `fdr_GOAL`, `significant`.
+    goal
+        Name of the goal state.
+    top
+        How many genes to name: significant ones first, then by the size of their shift.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or the table is empty.
+    """
+    shift, fdr = f"shift_to_{goal}", f"fdr_{goal}"
+    _require(statistics, "symbol", shift, fdr, "significant")
+    table = statistics.dropna(subset=[shift, fdr])
+    x = table[shift].to_numpy(dtype=float)
+    # An FDR that underflowed to 0 has no logarithm; it is drawn at the smallest one a float64 can hold.
+    y = -np.log10(np.maximum(table[fdr].to_numpy(dtype=float), np.finfo(float).tiny))
+    significant = table["significant"].to_numpy(dtype=bool)
+    figure, (axes,) = new_figure(8.2, 5.4)
+    groups = (
+        ("not significant", ~significant, FAINT, 12),
+        (f"away from {goal}", significant & (x < 0), VERMILLION, 26),
+        (f"towards {goal}", significant & (x >= 0), BLUE, 26),
+    )
+    for name, chosen, colour, size in groups:
+        label = f"{name} ({np.count_nonzero(chosen):,})"
+        axes.scatter(x[chosen], y[chosen], s=size, color=colour, linewidths=0, alpha=0.8, label=label)
+    axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+    dress(axes, f"Shift towards {goal} by perturbed gene", f"mean shift to {goal} (cosine)", LOG_FDR)
+    axes.margins(x=0.12)
+    height = max(float(y.max(initial=0.0)), 0.1)
+    axes.set_ylim(-0.04 * height, 1.15 * height)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
+    axes.xaxis.get_offset_text().set_fontsize(NOTE)
+    legend_above(axes, None)
+    strongest = np.lexsort((-np.abs(x), ~significant))[:top]
+    names = table["symbol"].astype(str).to_numpy()[strongest]
+    place_labels(axes, np.column_stack([x, y]), strongest, names, fontsize=NOTE, colour=INK)
+    return figure
+
+
+def ranked_bars(statistics: pd.DataFrame, goal: str, top: int = 15) -> Figure:
+    """Draw the genes that move cells most towards the goal, and most away from it.
+
+    Parameters
+    ----------
+    statistics
+        The table of `goal_shift_table`: `symbol`, `shift_to_GOAL`, `cells`, `significant`.
+    goal
+        Name of the goal state.
+    top
+        How many genes in each direction.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or the table is empty.
+    """
+    shift = f"shift_to_{goal}"
+    _require(statistics, "symbol", shift, "cells", "significant")
+    ranked = statistics.dropna(subset=[shift]).sort_values(shift, ascending=False, kind="stable")
+    towards, away = ranked[ranked[shift] > 0].head(top), ranked[ranked[shift] < 0].tail(top)
+    figure, (axes,) = new_figure(7.4, 2.0 + 0.27 * (len(towards) + len(away) + 1))
+    place = 0
+    ticks: list[tuple[int, str]] = []
+    for part, colour in ((towards, BLUE), (away, VERMILLION)):
+        for symbol, value, cells, significant in zip(
+            part["symbol"], part[shift], part["cells"], part["significant"], strict=True
+        ):
+            axes.barh(place, value, 0.72, color=colour if significant else PALE[colour])
+            # Beyond the bar's end, so that the number of cells is never on the bar.
+            axes.annotate(
+                f"{cells:,}",
+                (value, place),
+                xytext=(4 if value > 0 else -4, 0),
+                textcoords="offset points",
+                ha="left" if value > 0 else "right",
+                va="center",
+                fontsize=NOTE,
+                color=GREY,
+            )
+            ticks.append((place, str(symbol)))
+            place += 1
+        place += 1  # a gap between the directions
+    axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks], parse_math=False)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.invert_yaxis()
+    axes.margins(x=0.1, y=0.01)
+    dress(
+        axes,
+        f"Strongest shifts towards and away from {goal}",
+        f"mean shift to {goal} (cosine); beside each bar: cells",
+        "",
+    )
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
+    axes.xaxis.get_offset_text().set_fontsize(NOTE)
+    handles = [
+        Patch(color=BLUE, label=f"towards {goal}"),
+        Patch(color=VERMILLION, label=f"away from {goal}"),
+        Patch(color=LIGHT, label="pale: not significant"),
+    ]
+    legend_above(axes, handles)
+    return figure
+
+
+def training_curves(curves: Sequence[TrainingCurve]) -> Figure:
+    """Draw training loss by step and validation macro F1 by epoch, one line a run.
+
+    Raises
+    ------
+    InputError
+        There is no curve.
+    """
+    if not curves:
+        raise InputError("curves", "none", "one curve or more")
+    figure, (loss, score) = new_figure(10.4, 4.2, columns=2)
+    for index, curve in enumerate(curves):
+        colour = POOLING_COLOURS.get(curve.name, CYCLE[(index + 3) % len(CYCLE)])
+        style: dict[str, Any] = {"color": colour, "linewidth": 1.8, "label": curve.name}
+        loss.plot(curve.steps, curve.losses, **style)
+        score.plot(curve.epochs, curve.macro_f1, marker=MARKERS[index % len(MARKERS)], markersize=5, **style)
+    dress(loss, "Training loss", "step", "cross entropy (nats)")
+    dress(score, "Validation macro F1", "epoch", "macro F1")
+    loss.set_ylim(bottom=0)
+    score.set_ylim(0, 1.03)
+    score.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_above(loss, None)
+    legend_above(score, None)
+    return figure
+
+
+def _require(table: pd.DataFrame, *columns: str) -> None:
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise InputError("table", f"no column {', '.join(missing)}", f"the columns {', '.join(columns)}")
+    if table.empty:
+        raise InputError("table", "no rows", "one row or more")
+
+
+def _by_size(names: np.ndarray[Any, Any]) -> list[tuple[str, int]]:
+    """Categories and their counts, the largest first, equal ones by name."""
+    found, counts = np.unique(names, return_counts=True)
+    return sorted(zip(found.tolist(), counts.tolist(), strict=True), key=lambda item: (-item[1], item[0]))

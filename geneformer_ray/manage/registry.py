@@ -1,0 +1,237 @@
+"""MLflow: runs with their metrics and figures, registered model versions, and the champion alias."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geneformer_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "CHAMPION",
+    "PREVIOUS",
+    "ModelVersion",
+    "find_registered",
+    "is_registry_uri",
+    "log_run",
+    "open_store",
+    "promote",
+    "register",
+    "rollback",
+]
+
+CHAMPION, PREVIOUS = "champion", "previous"
+CHOOSING_METRIC = "choosing_macro_f1"
+EXPERIMENT = "geneformer-ray"
+# Pickles are never read from a store that others can write to; this is read when MLflow loads a model.
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+# Several processes of one machine share the SQLite file, and our own progress is enough.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered version: its name, number, and what it was measured at."""
+
+    name: str
+    version: int
+    tags: Mapping[str, str]
+    run_id: str
+
+
+def open_store(default_directory: str) -> str:
+    """Open the tracking store of ``MLFLOW_TRACKING_URI``, else an SQLite file; give its URI.
+
+    The database is made here, once, before any worker: several processes that make it at once break it.
+
+    Parameters
+    ----------
+    default_directory
+        Where ``mlflow.db`` and the artifacts go without ``MLFLOW_TRACKING_URI``; an absolute local path.
+    """
+    import logging
+
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    artifacts = None
+    if not uri:
+        Path(default_directory).mkdir(parents=True, exist_ok=True)
+        uri = f"sqlite:///{default_directory}/mlflow.db"
+        artifacts = f"file://{default_directory}/artifacts"
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient()
+    if client.get_experiment_by_name(EXPERIMENT) is None:
+        client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    mlflow.set_experiment(EXPERIMENT)
+    return uri
+
+
+def log_run(
+    name: str,
+    *,
+    parameters: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    curves: Iterable[Mapping[str, float]] = (),
+    figures: Mapping[str, Figure] | None = None,
+    documents: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Log one finished run; give its id.
+
+    Parameters
+    ----------
+    name
+        The run's name.
+    parameters, metrics, tags
+        As MLflow has them.
+    curves
+        One mapping a step, with a key ``step``.
+    figures
+        File name -> figure.
+    documents
+        File name -> JSON content.
+    """
+    import mlflow
+
+    with mlflow.start_run(run_name=name) as run:
+        mlflow.log_params({key: str(value)[:500] for key, value in parameters.items()})
+        mlflow.log_metrics(dict(metrics))
+        for point in curves:
+            values = {key: float(value) for key, value in point.items() if key != "step"}
+            mlflow.log_metrics(values, step=int(point["step"]))
+        for file, figure in (figures or {}).items():
+            mlflow.log_figure(figure, file)
+        for file, content in (documents or {}).items():
+            mlflow.log_dict(content, file)
+        if tags:
+            mlflow.set_tags(dict(tags))
+        return str(run.info.run_id)
+
+
+def register(run_id: str, directory: Path, name: str, tags: Mapping[str, str]) -> ModelVersion:
+    """Register a self-contained model directory as a new version.
+
+    Parameters
+    ----------
+    run_id
+        The run that made it.
+    directory
+        The model directory.
+    name
+        The registered model's name.
+    tags
+        Metrics and digests of the version.
+    """
+    import mlflow
+
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="classifier",
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"model": str(directory)},
+            pip_requirements=["geneformer-ray"],
+            registered_model_name=name,
+        )
+    client = mlflow.MlflowClient()
+    version = str(info.registered_model_version)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, str(value))
+    return ModelVersion(name, int(version), dict(tags), run_id)
+
+
+def is_registry_uri(model: str) -> bool:
+    """Whether a ``--model`` names a registered model."""
+    return model.startswith("models:/")
+
+
+def find_registered(uri: str, flag: str = "--model") -> Path:
+    """Give the local directory of a registered model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        directory = Path(mlflow.artifacts.download_artifacts(uri))
+    except MlflowException as error:
+        raise InputError(flag, uri, f"a registered model ({str(error).splitlines()[0]})") from error
+    found = directory / "artifacts"
+    inside = [path.parent for path in found.rglob("config.json")]
+    if len(inside) != 1:
+        raise InputError(flag, uri, "a model that this package registered")
+    return inside[0]
+
+
+def _versions(name: str) -> list[ModelVersion]:
+    import mlflow
+
+    found = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
+    versions = [ModelVersion(name, int(item.version), dict(item.tags), str(item.run_id)) for item in found]
+    if not versions:
+        raise InputError("--registered-model", name, "a registered model with at least one version")
+    return sorted(versions, key=lambda item: item.version)
+
+
+def _by_alias(name: str, alias: str) -> int | None:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return int(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
+    except MlflowException:
+        return None  # MLflow's way to say that no version has the alias
+
+
+def promote(name: str, version: int | None = None) -> tuple[ModelVersion, int | None]:
+    """Make a version the champion; the former champion becomes ``previous``.
+
+    Parameters
+    ----------
+    name
+        The registered model.
+    version
+        The version; by default the one with the highest macro F1 on the choosing cells.
+
+    Returns
+    -------
+    champion, former
+        The champion, and the number of the version that was it before.
+    """
+    import mlflow
+
+    versions = _versions(name)
+    if version is None:
+        measured = [item for item in versions if CHOOSING_METRIC in item.tags]
+        if not measured:
+            raise InputError("--version", "nothing", f"a version: none of {name} is tagged with {CHOOSING_METRIC}")
+        chosen = max(measured, key=lambda item: (float(item.tags[CHOOSING_METRIC]), item.version))
+    else:
+        matching = [item for item in versions if item.version == version]
+        if not matching:
+            raise InputError("--version", version, f"one of {', '.join(str(item.version) for item in versions)}")
+        chosen = matching[0]
+    client = mlflow.MlflowClient()
+    former = _by_alias(name, CHAMPION)
+    if former is not None and former != chosen.version:
+        client.set_registered_model_alias(name, PREVIOUS, str(former))
+    client.set_registered_model_alias(name, CHAMPION, str(chosen.version))
+    return chosen, former
+
+
+def rollback(name: str) -> tuple[ModelVersion, int | None]:
+    """Make the previous champion the champion again; the two change places."""
+    _versions(name)
+    previous = _by_alias(name, PREVIOUS)
+    if previous is None:
+        raise InputError("--rollback", f"{name} without a previous champion", "a model that was promoted twice")
+    return promote(name, previous)
+

@@ -1,0 +1,75 @@
+"""Progress of long work: a bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Progress", "say"]
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def say(text: str) -> None:
+    """Print a line for the person who waits, on standard error: standard output is the summary's."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+class Progress:
+    """Counts units of work done, with rate and time left.
+
+    Parameters
+    ----------
+    what
+        What is being done: "screen".
+    total
+        How many units there are.
+    unit
+        What a unit is: "events".
+    stream
+        Where to; standard error by default.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, stream: TextIO | None = None) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self._stream = stream or sys.stderr
+        self._done, self._said_done = 0, -1
+        self._started = self._said = time.monotonic()
+        self._bar = tqdm(total=total, desc=what, unit=f" {unit}", file=self._stream) if self._stream.isatty() else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._done != self._said_done:
+            self._line()
+
+    def advance(self, units: int, note: str = "") -> None:
+        """Count units as done; `note` is shown beside them."""
+        self._done += units
+        if self._bar is not None:
+            self._bar.update(units)
+            if note:
+                self._bar.set_postfix_str(note)
+        elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self._line(note)
+
+    def _line(self, note: str = "") -> None:
+        now = time.monotonic()
+        self._said, self._said_done = now, self._done
+        rate = self._done / max(1e-9, now - self._started)
+        left = f", {(self.total - self._done) / rate:.0f} s left" if 0 < self._done < self.total else ""
+        extra = f", {note}" if note else ""
+        text = f"{self.what}: {self._done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s{left}{extra}"
+        print(text, file=self._stream, flush=True)

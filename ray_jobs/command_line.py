@@ -1,0 +1,168 @@
+"""From flags and a YAML file to a job's typed configuration, and from its result to an exit code.
+
+Every field of a configuration is a flag; every flag can stand in the YAML file given as ``--config``, and a flag on the
+command line wins. A bad value ends with exit code 2 and one line that names it. The last line of standard output is one
+JSON object: the job's summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from geneformer_ray.data import storage
+from geneformer_ray.errors import InputError
+
+__all__ = ["JobConfig", "build", "in_submitted_copy", "main", "parse", "place", "store_directory"]
+
+ConfigT = TypeVar("ConfigT", bound="JobConfig")
+
+
+class JobConfig(BaseModel):
+    """The flags that every job has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    overwrite: bool = Field(False, description="replace what lies in the output")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would print the whole usage in front of it.
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _add_flags(parser: argparse.ArgumentParser, kind: type[JobConfig]) -> None:
+    for name, field in kind.model_fields.items():
+        text = field.description or ""
+        if field.is_required():
+            text += " (required)"
+        elif field.default not in (None, False, "", (), {}):
+            default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            text += f" (default: {default})"
+        extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        if field.annotation is bool:
+            options |= {"action": argparse.BooleanOptionalAction}
+        elif extra.get("several"):
+            options |= {"nargs": "+", "metavar": extra.get("metavar")}
+        elif get_origin(field.annotation) is dict:
+            options |= {"action": "append", "metavar": extra.get("metavar")}
+        else:
+            options |= {"metavar": extra.get("metavar", name.upper())}
+        parser.add_argument(_flag(name), **options)
+
+
+def _from_text(kind: type[JobConfig], name: str, value: Any) -> Any:
+    """Split what a flag holds into what the field takes: commas for lists, COLUMN=A,B for mappings."""
+    annotation = kind.model_fields[name].annotation
+    several = get_origin(annotation) is tuple or any(get_origin(part) is tuple for part in get_args(annotation))
+    if several and isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if get_origin(annotation) is dict and not isinstance(value, dict):
+        pairs = {}
+        for text in [value] if isinstance(value, str) else value:
+            key, equals, values = text.partition("=")
+            if not equals or not key or not values:
+                raise InputError(_flag(name), text, "COLUMN=A,B")
+            pairs[key] = values.split(",")
+        return pairs
+    return value
+
+
+def parse(kind: type[ConfigT], arguments: Sequence[str] | None = None, *, description: str = "", prog: str | None = None) -> ConfigT:
+    """Read a job's configuration from the command line and its YAML file.
+
+    Raises
+    ------
+    InputError
+        With the flag, what it got and what it takes.
+    """
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; flags given here win")
+    _add_flags(parser, kind)
+    given = vars(parser.parse_args(arguments))
+    file = given.pop("config", None)
+    values = _read_yaml(file, kind) if file else {}
+    values |= given
+    values = {name: _from_text(kind, name, value) for name, value in values.items()}
+    return build(kind, values)
+
+
+def build(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+    """Check values and make the configuration."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = _flag(str(first["loc"][0])) if first["loc"] else "flags"
+        if first["type"] == "missing":
+            raise InputError(field, "nothing", "a value: it is required") from error
+        message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+        raise InputError(field, repr(first["input"]), message) from error
+
+
+def _read_yaml(file: str, kind: type[JobConfig]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(storage.read_bytes(file))
+    except FileNotFoundError as error:
+        raise InputError("--config", file, "a file that exists") from error
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError("--config", file, f"a readable YAML file ({' '.join(str(error).split())})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError("--config", file, "a YAML mapping of flags")
+    values = {str(key).lstrip("-").replace("-", "_"): value for key, value in content.items()}
+    unknown = [key for key in values if key not in kind.model_fields]
+    if unknown:
+        raise InputError("--config", f"{file} with {unknown[0]}", f"flags of this job: {', '.join(kind.model_fields)}")
+    return values
+
+
+def main(kind: type[ConfigT], run: Callable[[ConfigT], dict[str, Any]], description: str) -> NoReturn:
+    """Run a job from the command line: parse, run, print one JSON summary line."""
+    prog = f"python -m ray_jobs.{Path(sys.argv[0]).stem}"
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("geneformer_ray").setLevel(logging.INFO)
+    try:
+        summary = run(parse(kind, description=description.strip(), prog=prog))
+    except InputError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(json.dumps(summary), flush=True)
+    sys.exit(0)
+
+
+def place(path: str, field: str) -> str:
+    """Make a path absolute; refuse a relative one in the throw-away copy that ``ray job submit`` works in."""
+    if not storage.is_uri(path) and not os.path.isabs(os.path.expanduser(path)) and in_submitted_copy():
+        takes = "an absolute path or a URI: a submitted job works in a copy that Ray throws away"
+        raise InputError(field, f"the relative path {path}", takes)
+    return storage.absolute(path)
+
+
+def in_submitted_copy() -> bool:
+    """Whether the working directory is a package that ``ray job submit --working-dir`` unpacked."""
+    return "runtime_resources" in Path.cwd().parts
+
+
+def store_directory() -> str:
+    """Say where the default MLflow store goes: the working directory, unless that is thrown away."""
+    if not os.environ.get("MLFLOW_TRACKING_URI") and in_submitted_copy():
+        got = "nothing, and a store in the working directory of a submitted job would be thrown away"
+        raise InputError("MLFLOW_TRACKING_URI", got, "an MLflow server or sqlite:////absolute/path")
+    return str(Path.cwd() / "mlflow")

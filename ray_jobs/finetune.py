@@ -1,0 +1,131 @@
+"""Fine-tune cell-type classifiers, one for each pooling and seed, and register them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Literal
+
+from pydantic import Field
+
+from geneformer_ray.compute.classifier import check_pooling
+from geneformer_ray.data import storage
+from geneformer_ray.data.cells import CellTable
+from geneformer_ray.data.splits import split_by_group
+from geneformer_ray.distribute.cluster import connected
+from geneformer_ray.distribute.finetune import finetune_worker
+from geneformer_ray.distribute.train_workers import Workers, fit
+from geneformer_ray.errors import InputError
+from geneformer_ray.manage.registry import open_store
+from geneformer_ray.manage.trial_records import Record, record_trials
+from geneformer_ray.progress import say
+from ray_jobs.command_line import JobConfig, main, place, store_directory
+from ray_jobs.model_argument import open_model
+
+
+class FinetuneConfig(JobConfig):
+    """Flags of ``python -m ray_jobs.finetune``."""
+
+    cells: str = Field(description="table of tokenised cells")
+    label: str = Field(description="column of cell types or states to learn")
+    group: str = Field(description="column of donors, libraries, individuals: no group is on both sides of the split")
+    model: str = Field(description="pretrained model: directory, hub id, or models:/NAME@ALIAS")
+    output: str = Field(description="directory for models and predictions")
+    vocabulary: str | None = Field(None, description="the model's vocabulary, where it does not carry one")
+    filter: dict[str, tuple[str, ...]] = Field({}, description="only cells with one of these values", json_schema_extra={"metavar": "COLUMN=A,B"})
+    pooling: tuple[str, ...] = Field(("mean",), description="first_gene, cls, mean: one or several, comma-separated")
+    seeds: tuple[int, ...] = Field((0,), description="of weights and order, comma-separated")
+    train_groups: tuple[str, ...] = Field((), description="groups to train on (default: dealt out by size)")
+    choose_groups: tuple[str, ...] = Field((), description="groups to choose epoch and champion on")
+    report_groups: tuple[str, ...] = Field((), description="groups to report on")
+    min_cells: int = Field(10, ge=1, description="labels with fewer cells in some role are dropped, and listed")
+    epochs: int = Field(10, ge=1, description="passes over the training cells")
+    learning_rate: float = Field(5e-5, gt=0, description="the highest")
+    warmup_fraction: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises")
+    weight_decay: float = Field(0.001, ge=0, description="of weights, not of biases and LayerNorm")
+    schedule: str = Field("linear", description="a transformers schedule")
+    tokens_per_batch: int = Field(8192, ge=1, description="padded tokens of a worker's batch")
+    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: every class counts the same")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    gene_dropout: float = Field(0.0, ge=0, lt=1, description="share of a cell's genes left out of a training step")
+    num_workers: int = Field(1, ge=1, description="data-parallel workers")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs of each worker")
+    gpu: bool = Field(False, description="one GPU a worker")
+    precision: Literal["fp32", "bf16", "auto"] = Field("fp32", description="what matrix products are computed in")
+    registered_model: str | None = Field(None, description="name in the registry; without it, models stay on disk")
+
+
+OPTIONS = ("epochs", "learning_rate", "warmup_fraction", "schedule", "weight_decay", "tokens_per_batch", "gene_dropout")
+
+
+def run(config: FinetuneConfig) -> dict[str, Any]:
+    """Train every trial, record it in MLflow, register the models."""
+    for pooling in config.pooling:
+        check_pooling(pooling)
+    if not config.pooling or not config.seeds:
+        raise InputError("--pooling, --seeds", "nothing", "at least one each")
+    output, cells = place(config.output, "--output"), place(config.cells, "--cells")
+    store = store_directory()
+    table = CellTable(cells)
+    model = open_model(config.model, config.vocabulary)
+    table.check(model.vocabulary)
+    model.check_lengths(int(table.lengths.max()))
+    split = split_by_group(
+        table.select(config.filter),
+        table.column(config.label, "--label"),
+        table.column(config.group, "--group"),
+        assigned={"train": config.train_groups, "choose": config.choose_groups, "report": config.report_groups},
+        min_cells=config.min_cells,
+    )
+    manifest = split.manifest(table.cell_ids)
+    options = {name: getattr(config, name) for name in OPTIONS}
+    trials = list(itertools.product(config.pooling, config.seeds))
+    plan = {
+        "job": "finetune",
+        "cells": table.digest,
+        "model": model.digest,
+        "vocabulary": model.vocabulary.digest,
+        "label": config.label,
+        "group": config.group,
+        "groups": split.groups,
+        "labels": split.labels,
+        "trials": [list(trial) for trial in trials],
+        "options": options,
+        "class_weights": config.class_weights,
+        "label_smoothing": config.label_smoothing,
+        "workers": config.num_workers,
+    }
+    storage.claim_output(output, plan, overwrite=config.overwrite, resume=True)
+    storage.write_json(storage.join(output, "split.json"), manifest)
+    for label, count in split.dropped.items():
+        say(f"dropped {label}: {count} cells, fewer than {config.min_cells} in some role")
+    tracking = open_store(store)
+    say(f"MLflow: {tracking}")
+    worker_config = {
+        "cells": cells,
+        "model": model.source,
+        "vocabulary": model.vocabulary_source,
+        "rows": {role: rows.tolist() for role, rows in split.rows.items()},
+        "targets": {role: targets.tolist() for role, targets in split.targets.items()},
+        "labels": split.labels,
+        "trials": trials,
+        "options": options,
+        "class_weights": config.class_weights,
+        "label_smoothing": config.label_smoothing,
+        "output": output,
+    }
+    with connected():
+        workers = Workers(config.num_workers, config.cpus_per_worker, config.gpu)
+        total = len(split.rows["train"]) * config.epochs * len(trials)
+        fit(
+            finetune_worker, worker_config, workers=workers, output=output, precision=config.precision,
+            total=total, what="finetune",
+        )  # fmt: skip
+    record = Record(table, model.vocabulary, split, manifest, trials, output, config.registered_model, plan)
+    summary = record_trials(record)
+    summary |= {"output": output, "mlflow": tracking}
+    storage.finish_output(output, plan, summary)
+    return summary
+
+
+if __name__ == "__main__":
+    main(FinetuneConfig, run, __doc__ or "")

@@ -1,0 +1,89 @@
+"""The ``--model`` that several jobs take: a directory, a hub id or a registered model, opened on the driver."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geneformer_ray.compute.model_directory import find_model, model_vocabulary, read_config
+from geneformer_ray.data import storage
+from geneformer_ray.errors import InputError
+from geneformer_ray.manage.registry import find_registered, is_registry_uri, open_store
+from ray_jobs.command_line import in_submitted_copy, place, store_directory
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+    from geneformer_ray.data.vocabulary import GeneVocabulary
+
+__all__ = ["OpenedModel", "open_model"]
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model that was found and checked.
+
+    Parameters
+    ----------
+    source
+        What workers open: the same as was given where every node can reach it.
+    directory, config
+        Where it lies on this machine, and its ``config.json``.
+    vocabulary
+        Its vocabulary.
+    vocabulary_source
+        ``--vocabulary``, made absolute; None where the model carries its own.
+    """
+
+    source: str
+    directory: Path
+    config: BertConfig
+    vocabulary: GeneVocabulary
+    vocabulary_source: str | None
+
+    @property
+    def digest(self) -> str:
+        """A hash of the weights and the configuration."""
+        sha = hashlib.sha256()
+        for file in sorted(self.directory.glob("*.safetensors")) + [self.directory / "config.json"]:
+            sha.update(file.read_bytes())
+        return sha.hexdigest()[:16]
+
+    @property
+    def width(self) -> int:
+        """The width of the hidden states."""
+        return int(self.config.hidden_size)
+
+    def check_lengths(self, longest: int) -> None:
+        """Refuse cells that the model cannot take whole."""
+        limit = int(self.config.max_position_embeddings)
+        if longest > limit:
+            raise InputError("--cells", f"a cell of {longest} tokens", f"cells of up to {limit}, the model's input size")
+
+    def runner(self, **options: Any) -> dict[str, Any]:
+        """Give the options with which a worker opens the model."""
+        return {"model": self.source, "vocabulary": self.vocabulary_source, **options}
+
+
+def open_model(model: str, vocabulary: str | None) -> OpenedModel:
+    """Find a model and its vocabulary, and check that they belong together."""
+    if is_registry_uri(model):
+        open_store(store_directory())
+        source = str(find_registered(model))
+    elif storage.exists(place_if_path(model)):
+        source = place_if_path(model)
+    else:
+        source = model
+    vocabulary_source = place(vocabulary, "--vocabulary") if vocabulary else None
+    directory = find_model(source)
+    config = read_config(directory)
+    return OpenedModel(source, directory, config, model_vocabulary(directory, vocabulary_source, config), vocabulary_source)
+
+
+def place_if_path(model: str) -> str:
+    """Make a path absolute; a hub id looks like a relative path, so it is left to be looked up."""
+    if in_submitted_copy() and model.startswith("."):
+        return place(model, "--model")
+    return storage.absolute(model)

@@ -1,0 +1,333 @@
+"""Statistics of a screen: equal to upstream's and to scipy's gene by gene, whatever the order of the rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from geneformer_ray.compute.bootstrap import bootstrap_effect_interval
+from geneformer_ray.compute.statistics import (
+    benjamini_hochberg,
+    goal_shift_table,
+    rank_sum_against_pool,
+    similarity_table,
+)
+from geneformer_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
+SCHEMA = pa.schema(
+    [
+        ("cell_id", pa.string()),
+        ("genes", pa.list_(pa.string())),
+        ("measure", pa.string()),
+        ("state", pa.string()),
+        ("value", pa.float32()),
+    ]
+)
+Row = tuple[str, "Sequence[str]", str, float]
+
+
+def shift_table(rows: Iterable[Row], measure: str = "shift") -> pa.Table:
+    records = [
+        {"cell_id": cell, "genes": list(genes), "measure": measure, "state": state, "value": value}
+        for cell, genes, state, value in rows
+    ]
+    return pa.Table.from_pylist(records, schema=SCHEMA)
+
+
+def random_screen(seed: int = 0, cells: int = 12, genes: int = 15, seen: float = 0.7) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    rows: list[Row] = []
+    for cell in range(cells):
+        for gene in np.flatnonzero(rng.random(genes) < seen):
+            towards = 0.02 * (gene == 3) - 0.02 * (gene == 5)
+            for state, direction in (("beta", 1.0), ("alpha", -1.0), ("delta", 0.0)):
+                value = direction * towards + rng.normal(scale=0.01)
+                rows.append((f"cell{cell}", [f"GENE{gene}"], state, value))
+    return shift_table(rows)
+
+
+def table_of(shifts: pa.Table | ds.Dataset, **options: Any) -> Any:
+    standard: dict[str, Any] = {"goal": "beta", "start": "alpha", "alternatives": ["delta"], "bootstrap": 50}
+    return goal_shift_table(shifts, **(standard | options))
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_golden_statistics_equal_upstream(version: str) -> None:
+    folder = GOLDEN / version / "isp"
+    if not folder.is_dir():
+        pytest.skip(f"golden numbers are not at {GOLDEN}")
+    states = json.loads((folder / "delete_all_states.options.json").read_text())["cell_states_to_model"]
+    shifts = shift_table(
+        (row["cell_id"], [str(token) for token in row["perturbed"]], row["target"], row["value"])
+        for row in pq.read_table(folder / "delete_all_states.parquet").to_pylist()
+    )
+    alternative = states["alt_states"][0]
+    ours = goal_shift_table(
+        shifts,
+        goal=states["goal_state"],
+        start=states["start_state"],
+        alternatives=[alternative],
+        bootstrap=0,
+    )
+    upstream = pd.read_csv(folder / "stats_goal_state_shift.csv")
+
+    same_columns = {
+        f"shift_to_{states['goal_state']}": "Shift_to_goal_end",
+        f"p_{states['goal_state']}": "Goal_end_vs_random_pval",
+        f"fdr_{states['goal_state']}": "Goal_end_FDR",
+        f"shift_to_{alternative}": f"Shift_to_alt_end_{alternative}",
+        f"p_{alternative}": f"Alt_end_vs_random_pval_{alternative}",
+        f"fdr_{alternative}": f"Alt_end_FDR_{alternative}",
+    }
+    assert ours["gene"].tolist() == upstream["Gene"].astype(str).tolist()  # the order is upstream's, too
+    for column, name in same_columns.items():
+        np.testing.assert_allclose(ours[column], upstream[name], rtol=1e-9, atol=1e-12, err_msg=column)
+    assert ours["cells"].tolist() == upstream["N_Detections"].tolist()
+    assert ours["significant"].tolist() == upstream["Sig"].astype(bool).tolist()
+
+
+def test_columns_and_order() -> None:
+    table = table_of(random_screen(), symbols={"GENE3": "INS"})
+    states = [f"{kind}_{state}" for state in ("beta", "alpha", "delta") for kind in ("shift_to", "p", "fdr")]
+    assert list(table.columns) == [
+        "gene", "symbol", *states, "effect", "ci_low", "ci_high", "cells", "significant",
+    ]  # fmt: skip
+    assert table["significant"].dtype == bool
+    assert table["cells"].dtype == np.int64
+    significant = table["significant"].to_numpy()
+    assert significant.any()
+    assert not significant.all()
+    assert (np.diff(significant.astype(int)) <= 0).all()
+    for part in (table[significant], table[~significant]):
+        assert (np.diff(part["shift_to_beta"]) <= 0).all()
+    assert table.loc[0, ["gene", "symbol"]].tolist() == ["GENE3", "INS"]
+    assert (table["gene"] == table["symbol"]).sum() == len(table) - 1
+
+
+# Few distinct values, so that ties are the rule.
+tied = st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3).map(float)), min_size=1, max_size=40)
+spread_out = st.lists(st.tuples(st.integers(0, 4), st.floats(-1, 1, width=32)), min_size=1, max_size=40)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.one_of(tied, spread_out))
+def test_rank_sum_equals_scipy_gene_by_gene(pairs: list[tuple[int, float]]) -> None:
+    gene = np.array([g for g, _ in pairs], dtype=np.int64)
+    value = np.array([v for _, v in pairs], dtype=np.float64)
+    p = rank_sum_against_pool(value, gene, 5)
+    for code in range(5):
+        own = value[gene == code]
+        if own.size:
+            assert p[code] == pytest.approx(stats.ranksums(value, own).pvalue, rel=1e-12)
+        else:
+            assert np.isnan(p[code])
+
+
+@given(st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=50))
+def test_benjamini_hochberg_equals_statsmodels(p: list[float]) -> None:
+    expected = multipletests(p, method="fdr_bh")[1]
+    np.testing.assert_allclose(benjamini_hochberg(np.array(p)), expected, rtol=1e-12)
+    with_gap = benjamini_hochberg(np.array([np.nan, *p]))
+    assert np.isnan(with_gap[0])
+    np.testing.assert_allclose(with_gap[1:], expected, rtol=1e-12)
+
+
+def test_row_order_and_files_do_not_matter(tmp_path: Path) -> None:
+    shifts = random_screen()
+    expected = table_of(shifts)
+    order = np.random.default_rng(1).permutation(len(shifts))
+    shuffled = shifts.take(order)
+    pd.testing.assert_frame_equal(table_of(shuffled), expected, check_exact=True)
+    for part in range(3):
+        pq.write_table(
+            shuffled.slice(part * 200, 200 if part < 2 else None), tmp_path / f"part-{part}.parquet"
+        )
+    pd.testing.assert_frame_equal(table_of(ds.dataset(tmp_path)), expected, check_exact=True)
+
+
+def test_sets_of_genes_are_one_event_in_any_order() -> None:
+    rows: list[Row] = [
+        ("c1", ["B", "A"], "beta", 0.1),
+        ("c2", ["A", "B"], "beta", 0.3),
+        ("c1", ["C"], "beta", 0.0),
+        ("c2", ["D+E"], "beta", 0.0),  # a key that holds the joiner stays one key
+    ]
+    options: dict[str, Any] = {"start": None, "alternatives": [], "symbols": {"A": "x", "B": "y", "D+E": "z"}}
+    table = table_of(shift_table(rows), **options).set_index("gene")
+    assert set(table.index) == {"A+B", "C", "D+E"}
+    assert table.loc["A+B", "symbol"] == "x+y"
+    assert table.loc["A+B", "cells"] == 2
+    assert table.loc["A+B", "shift_to_beta"] == pytest.approx(0.2)
+    assert table.loc["D+E", "symbol"] == "z"
+
+
+def test_effect_is_the_distance_from_the_pool_in_its_deviations() -> None:
+    shifts = random_screen()
+    table = table_of(shifts).set_index("gene")
+    frame: Any = shifts.to_pandas()
+    goal = frame[frame["state"] == "beta"].astype({"value": float})
+    own = goal["value"][goal["genes"].str[0] == "GENE3"]
+    expected = (own.mean() - goal["value"].mean()) / goal["value"].std(ddof=0)
+    assert table.loc["GENE3", "effect"] == pytest.approx(expected, rel=1e-12)
+    assert table.loc["GENE3", "ci_low"] < expected < table.loc["GENE3", "ci_high"]
+
+
+def test_bootstrap_follows_the_seed_and_not_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    shifts = random_screen()
+    once, again, other = table_of(shifts, seed=1), table_of(shifts, seed=1), table_of(shifts, seed=2)
+    pd.testing.assert_frame_equal(once, again, check_exact=True)
+    assert not np.allclose(once["ci_low"], other["ci_low"], equal_nan=True)
+    monkeypatch.setattr("geneformer_ray.compute.bootstrap.BLOCK_NUMBERS", 100)
+    blocks = table_of(shifts, seed=1)
+    np.testing.assert_allclose(blocks["ci_low"], once["ci_low"], rtol=1e-12)
+    np.testing.assert_allclose(blocks["ci_high"], once["ci_high"], rtol=1e-12)
+
+
+def slow_interval(value: Any, gene: Any, unit: Any, n_genes: int, replicates: int, seed: int) -> Any:
+    """Draw the units one by one, copy their rows, and compute the effects as the docstring says."""
+    effects = []
+    n_units = unit.max() + 1
+    for replicate in range(replicates):
+        drawn = np.random.default_rng([seed, replicate]).integers(n_units, size=n_units)
+        rows = np.concatenate([np.flatnonzero(unit == u) for u in drawn])
+        v, g = value[rows], gene[rows]
+        present = set(g)
+        means = [v[g == k].mean() if k in present else np.nan for k in range(n_genes)]
+        effects.append((np.array(means) - v.mean()) / v.std())
+    return np.nanquantile(np.array(effects), [0.025, 0.975], axis=0)
+
+
+def test_bootstrap_equals_a_slow_one() -> None:
+    rng = np.random.default_rng(4)
+    gene, unit = (a.ravel() for a in np.indices((6, 7)))
+    keep = rng.random(gene.size) < 0.6
+    gene, unit = gene[keep], unit[keep]
+    value = rng.normal(size=gene.size) + 5
+    low, high = bootstrap_effect_interval(value, gene, unit, 6, 80, 9)
+    expected_low, expected_high = slow_interval(value, gene, unit, 6, 80, 9)
+    alone = np.array([np.unique(unit[gene == k]).size < 2 for k in range(6)])
+    np.testing.assert_allclose(low[~alone], expected_low[~alone], rtol=1e-9)
+    np.testing.assert_allclose(high[~alone], expected_high[~alone], rtol=1e-9)
+    assert np.isnan(low[alone]).all()
+
+
+def test_bootstrap_covers_a_known_effect() -> None:
+    """Gene 0 of 20 lies one deviation above the rest; in most repeated screens the interval holds that."""
+    genes, cells, screens = 20, 60, 60
+    # The pool is a mixture: its mean is 1/20, its variance 1 + (1/20)(19/20).
+    truth = (1 - 1 / genes) / np.sqrt(1 + (1 / genes) * (1 - 1 / genes))
+    gene, cell = (a.ravel() for a in np.indices((genes, cells)))
+    covered = 0
+    for screen in range(screens):
+        value = np.random.default_rng([7, screen]).normal(size=gene.size) + (gene == 0)
+        low, high = bootstrap_effect_interval(value, gene, cell, genes, 200, screen)
+        covered += bool(low[0] < truth < high[0])
+    assert covered >= 0.85 * screens
+
+
+def test_groups_widen_an_interval_that_cells_make_too_narrow() -> None:
+    rng = np.random.default_rng(0)
+    donors = [f"donor{i}" for i in range(6)]
+    donor_effect = dict(zip(donors, rng.normal(scale=1.0, size=6), strict=True))
+    rows: list[Row] = []
+    groups = {}
+    for cell in range(120):
+        donor = donors[cell % 6]
+        groups[f"c{cell}"] = donor
+        rows.append((f"c{cell}", ["A"], "beta", donor_effect[donor] + rng.normal(scale=0.1)))
+        rows.extend((f"c{cell}", [f"B{i}"], "beta", rng.normal(scale=1.0)) for i in range(4))
+    options: dict[str, Any] = {"start": None, "alternatives": [], "bootstrap": 300}
+    by_cell = table_of(shift_table(rows), **options).set_index("gene").loc["A"]
+    by_group = table_of(shift_table(rows), groups=groups, **options).set_index("gene").loc["A"]
+    assert by_group["effect"] == by_cell["effect"]
+    assert by_group["ci_high"] - by_group["ci_low"] > 1.5 * (by_cell["ci_high"] - by_cell["ci_low"])
+
+
+def test_one_cell_has_no_interval() -> None:
+    rows: list[Row] = [("c1", ["A"], "beta", 0.1), ("c1", ["B"], "beta", 0.2), ("c2", ["B"], "beta", 0.4)]
+    table = table_of(shift_table(rows), start=None, alternatives=[]).set_index("gene")
+    assert table.loc["A", ["ci_low", "ci_high"]].isna().all()
+    assert table.loc["B", ["ci_low", "ci_high"]].notna().all()
+    assert table.loc["A", "effect"] < 0 < table.loc["B", "effect"]
+
+
+def test_similarities_without_states() -> None:
+    rows: list[Row] = [("c1", ["A"], "", 0.9), ("c2", ["A"], "", 0.7), ("c1", ["B"], "", 0.5)]
+    table = similarity_table(shift_table(rows, "similarity"), {"A": "INS"})
+    assert list(table.columns) == ["gene", "symbol", "similarity", "shift", "cells"]
+    assert table["gene"].tolist() == ["B", "A"]
+    assert table["symbol"].tolist() == ["B", "INS"]
+    np.testing.assert_allclose(table["similarity"], [0.5, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(table["shift"], [0.5, 0.2], rtol=1e-6)
+    assert table["cells"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"goal": "gamma"}, "goal"),
+        ({"start": "gamma"}, "start"),
+        ({"alternatives": ["gamma"]}, "alternatives"),
+        ({"start": "beta"}, "start"),
+        ({"bootstrap": -1}, "bootstrap"),
+        ({"fdr_level": 0.0}, "fdr_level"),
+        ({"groups": {"cell0": "donor"}}, "groups"),
+    ],
+)
+def test_wrong_options_name_the_field(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError) as caught:
+        table_of(random_screen(), **change)
+    assert caught.value.field == field
+
+
+def test_an_unknown_goal_names_the_states_there_are() -> None:
+    with pytest.raises(InputError, match=r"'gamma'.*alpha, beta, delta"):
+        table_of(random_screen(), goal="gamma")
+
+
+def broken_column(shifts: pa.Table) -> pa.Table:
+    return shifts.drop_columns(["state"])
+
+
+def broken_value(shifts: pa.Table) -> pa.Table:
+    return pa.concat_tables([shifts, shift_table([("c", ["A"], "beta", float("nan"))])])
+
+
+def broken_genes(shifts: pa.Table) -> pa.Table:
+    empty = {"cell_id": "c", "genes": [None], "measure": "shift", "state": "beta", "value": 0.0}
+    return pa.concat_tables([shifts, pa.Table.from_pylist([empty], schema=SCHEMA)])
+
+
+def two_runs(shifts: pa.Table) -> pa.Table:
+    return pa.concat_tables([shifts, shifts.slice(5, 2)])
+
+
+@pytest.mark.parametrize(
+    ("breaks", "field"),
+    [(broken_column, "shifts"), (broken_value, "value"), (broken_genes, "genes"), (two_runs, "shifts")],
+)
+def test_a_broken_table_is_refused(breaks: Callable[[pa.Table], pa.Table], field: str) -> None:
+    with pytest.raises(InputError) as caught:
+        table_of(breaks(random_screen()))
+    assert caught.value.field == field
+
+
+def test_similarity_needs_a_screen_without_states() -> None:
+    with pytest.raises(InputError, match="similarity"):
+        similarity_table(random_screen())
