@@ -52,9 +52,9 @@ format: setup ## let ruff rewrite the files
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 
-# `--report` gives what a fresh installation would get; names are sorted and local version labels (+cpu) dropped.
+# The report is what a fresh installation would get. Local version labels (+cpu) are dropped: any build will do.
 lock: setup ## pin the newest versions that resolve into requirements.lock
-	@$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --only-binary=:all: \
+	@$(BIN)/python -m pip install -qq --dry-run --ignore-installed --only-binary=:all: \
 		--report $(VENV)/lock.json $(LOCK_PINS) '.[demo,dev]'
 	@$(BIN)/python -c "$$WRITE_LOCK" $(VENV)/lock.json requirements.lock
 	@rm -f $(VENV)/lock.json
@@ -110,7 +110,7 @@ report, lock = sys.argv[1:]
 header = [line for line in open(lock).read().splitlines() if line.startswith("#")]
 found = {p["metadata"]["name"]: p["metadata"]["version"].split("+")[0] for p in json.load(open(report))["install"]}
 left_out = re.compile(r"(pip|geneformer-ray|triton|nvidia-.*|cuda-.*)$$", re.IGNORECASE)
-lines = sorted((f"{n}=={v}" for n, v in found.items() if not left_out.match(n)), key=str.lower)
+lines = [f"{n}=={found[n]}" for n in sorted(found, key=str.lower) if not left_out.match(n)]
 open(lock, "w").write("\n".join(header + lines) + "\n")
 print(f"lock: {len(lines)} packages")
 endef

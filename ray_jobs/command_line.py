@@ -12,15 +12,17 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geneformer_ray.data import storage
 from geneformer_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 __all__ = ["JobConfig", "build", "in_submitted_copy", "main", "parse", "place", "store_directory"]
 
@@ -83,7 +85,9 @@ def _from_text(kind: type[JobConfig], name: str, value: Any) -> Any:
     return value
 
 
-def parse(kind: type[ConfigT], arguments: Sequence[str] | None = None, *, description: str = "", prog: str | None = None) -> ConfigT:
+def parse(
+    kind: type[ConfigT], arguments: Sequence[str] | None = None, *, description: str = "", prog: str | None = None
+) -> ConfigT:
     """Read a job's configuration from the command line and its YAML file.
 
     Raises

@@ -25,8 +25,12 @@ class EmbedConfig(JobConfig):
     model: str = Field(description="model directory, hub id, or models:/NAME@ALIAS")
     output: str = Field(description="directory for the tables")
     vocabulary: str | None = Field(None, description="the model's vocabulary, where it does not carry one")
-    filter: dict[str, tuple[str, ...]] = Field({}, description="only cells with one of these values", json_schema_extra={"metavar": "COLUMN=A,B"})
-    embedding: Literal["mean", "cls", "gene"] = Field("mean", description="mean of a cell's genes, its <cls>, or one embedding a gene")
+    filter: dict[str, tuple[str, ...]] = Field(
+        {}, description="only cells with one of these values", json_schema_extra={"metavar": "COLUMN=A,B"}
+    )
+    embedding: Literal["mean", "cls", "gene"] = Field(
+        "mean", description="mean of a cell's genes, its <cls>, or one embedding a gene"
+    )
     layer: Literal[-1, 0] = Field(-1, description="-1: the layer before the last; 0: the last")
     state_column: str | None = Field(None, description="column of cell states: their mean embeddings go to states.json")
     precision: Literal["fp32", "bf16", "auto"] = Field("fp32", description="what matrix products are computed in")
@@ -71,7 +75,12 @@ def run(config: EmbedConfig) -> dict[str, Any]:
             states = embed_states(cells, rows, runner, embedding=kind, state_column=config.state_column, pool=pool)
             content = {state: vector.tolist() for state, vector in states.items()}
             storage.write_json(storage.join(output, "states.json"), content)
-    summary: dict[str, Any] = {"cells": len(rows), "embedding": config.embedding, "layer": config.layer, "output": output}
+    summary: dict[str, Any] = {
+        "cells": len(rows),
+        "embedding": config.embedding,
+        "layer": config.layer,
+        "output": output,
+    }
     if config.embedding == "gene":
         summary["genes"] = merge_gene_sums(output, model.vocabulary.names)
     summary["tables"] = {"embeddings": storage.join(output, "embeddings")}

@@ -31,7 +31,9 @@ class FinetuneConfig(JobConfig):
     model: str = Field(description="pretrained model: directory, hub id, or models:/NAME@ALIAS")
     output: str = Field(description="directory for models and predictions")
     vocabulary: str | None = Field(None, description="the model's vocabulary, where it does not carry one")
-    filter: dict[str, tuple[str, ...]] = Field({}, description="only cells with one of these values", json_schema_extra={"metavar": "COLUMN=A,B"})
+    filter: dict[str, tuple[str, ...]] = Field(
+        {}, description="only cells with one of these values", json_schema_extra={"metavar": "COLUMN=A,B"}
+    )
     pooling: tuple[str, ...] = Field(("mean",), description="first_gene, cls, mean: one or several, comma-separated")
     seeds: tuple[int, ...] = Field((0,), description="of weights and order, comma-separated")
     train_groups: tuple[str, ...] = Field((), description="groups to train on (default: dealt out by size)")

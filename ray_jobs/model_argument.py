@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geneformer_ray.compute.model_directory import find_model, model_vocabulary, read_config
@@ -14,6 +13,8 @@ from geneformer_ray.manage.registry import find_registered, is_registry_uri, ope
 from ray_jobs.command_line import in_submitted_copy, place, store_directory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import BertConfig
 
     from geneformer_ray.data.vocabulary import GeneVocabulary
@@ -47,7 +48,7 @@ class OpenedModel:
     def digest(self) -> str:
         """A hash of the weights and the configuration."""
         sha = hashlib.sha256()
-        for file in sorted(self.directory.glob("*.safetensors")) + [self.directory / "config.json"]:
+        for file in [*sorted(self.directory.glob("*.safetensors")), self.directory / "config.json"]:
             sha.update(file.read_bytes())
         return sha.hexdigest()[:16]
 
@@ -60,7 +61,9 @@ class OpenedModel:
         """Refuse cells that the model cannot take whole."""
         limit = int(self.config.max_position_embeddings)
         if longest > limit:
-            raise InputError("--cells", f"a cell of {longest} tokens", f"cells of up to {limit}, the model's input size")
+            raise InputError(
+                "--cells", f"a cell of {longest} tokens", f"cells of up to {limit}, the model's input size"
+            )
 
     def runner(self, **options: Any) -> dict[str, Any]:
         """Give the options with which a worker opens the model."""
@@ -79,7 +82,9 @@ def open_model(model: str, vocabulary: str | None) -> OpenedModel:
     vocabulary_source = place(vocabulary, "--vocabulary") if vocabulary else None
     directory = find_model(source)
     config = read_config(directory)
-    return OpenedModel(source, directory, config, model_vocabulary(directory, vocabulary_source, config), vocabulary_source)
+    return OpenedModel(
+        source, directory, config, model_vocabulary(directory, vocabulary_source, config), vocabulary_source
+    )
 
 
 def place_if_path(model: str) -> str:

@@ -25,7 +25,9 @@ class PretrainConfig(JobConfig):
     vocabulary: str | None = Field(None, description="their vocabulary; optional with --model")
     output: str = Field(description="directory for the model")
     model: str | None = Field(None, description="a model to start from (default: random weights)")
-    filter: dict[str, tuple[str, ...]] = Field({}, description="only cells with one of these values", json_schema_extra={"metavar": "COLUMN=A,B"})
+    filter: dict[str, tuple[str, ...]] = Field(
+        {}, description="only cells with one of these values", json_schema_extra={"metavar": "COLUMN=A,B"}
+    )
     layers: int = Field(6, ge=1, description="of a new model")
     width: int = Field(256, ge=8, description="of a new model's hidden states")
     heads: int = Field(4, ge=1, description="attention heads of a new model")

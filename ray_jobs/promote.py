@@ -15,7 +15,9 @@ class PromoteConfig(JobConfig):
     """Flags of ``python -m ray_jobs.promote``."""
 
     registered_model: str = Field(description="name in the registry")
-    version: int | None = Field(None, ge=1, description="the version (default: the best macro F1 on the choosing cells)")
+    version: int | None = Field(
+        None, ge=1, description="the version (default: the best macro F1 on the choosing cells)"
+    )
     rollback: bool = Field(False, description="make the previous champion the champion again")
 
 

@@ -47,11 +47,19 @@ def run(config: StatisticsConfig) -> dict[str, Any]:
         raise InputError("--shifts", shifts, "the output directory of ray_jobs.screen")
     manifest = storage.read_json(storage.join(shifts, storage.MANIFEST), "--shifts")
     if not manifest["finished"]:
-        raise InputError("--shifts", f"{shifts}, an unfinished screen", "a finished one: run its command again to resume it")
+        raise InputError(
+            "--shifts", f"{shifts}, an unfinished screen", "a finished one: run its command again to resume it"
+        )
     screen = manifest["plan"]
     if not screen.get("goal"):
-        raise InputError("--shifts", f"{shifts}, a screen without states", "one with --state-column, --start and --goal")
-    plan = {"job": "statistics", "screen": screen, **config.model_dump(mode="json", exclude={"overwrite", "output", "shifts"})}
+        raise InputError(
+            "--shifts", f"{shifts}, a screen without states", "one with --state-column, --start and --goal"
+        )
+    plan = {
+        "job": "statistics",
+        "screen": screen,
+        **config.model_dump(mode="json", exclude={"overwrite", "output", "shifts"}),
+    }
     storage.claim_output(output, plan, overwrite=config.overwrite)
     vocabulary = GeneVocabulary.load(shifts, "--shifts")
     filesystem, inside = storage.locate(storage.join(shifts, "cell_shifts"))

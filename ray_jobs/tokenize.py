@@ -30,7 +30,9 @@ class TokenizeConfig(JobConfig):
     obs_columns: tuple[str, ...] = Field((), description="obs columns to carry along, comma-separated")
     max_length: int | None = Field(None, gt=2, description="tokens a cell at most (default: the vocabulary's)")
     counts: str = Field("X", description="where the raw counts lie: X, raw.X or layers/NAME")
-    gene_column: str | None = Field(None, description="var column of gene names (default: ensembl_id, gene_ids, the index)")
+    gene_column: str | None = Field(
+        None, description="var column of gene names (default: ensembl_id, gene_ids, the index)"
+    )
     cell_id_prefix: tuple[str, ...] = Field((), description="one prefix a file for its cell ids, comma-separated")
     allow_non_integer: bool = Field(False, description="accept counts that are not whole numbers")
 
@@ -46,7 +48,7 @@ def run(config: TokenizeConfig) -> dict[str, Any]:
         raise InputError("--max-length", config.max_length, takes)
     if config.cell_id_prefix and len(config.cell_id_prefix) != len(files):
         raise InputError("--cell-id-prefix", f"{len(config.cell_id_prefix)} prefixes", f"{len(files)}, one a file")
-    reading = {
+    reading: dict[str, Any] = {
         "counts": config.counts,
         "gene_column": config.gene_column,
         "allow_non_integer": config.allow_non_integer,
@@ -56,7 +58,8 @@ def run(config: TokenizeConfig) -> dict[str, Any]:
     for path in files:  # names nothing known before any work is done
         encoder = RankValueEncoder(vocabulary, CountFile(path, **reading).genes)
         unmatched = unmatched or encoder.unmatched
-        say(f"{path}: {encoder.matched:,} genes matched, {len(encoder.unmatched):,} not, {len(encoder.duplicates):,} summed")
+        not_matched, summed = len(encoder.unmatched), len(encoder.duplicates)
+        say(f"{path}: {encoder.matched:,} genes matched, {not_matched:,} not, {summed:,} summed")
     plan = {
         "job": "tokenize",
         "files": files,

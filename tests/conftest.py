@@ -58,13 +58,9 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def random_cells(
-    vocabulary: GeneVocabulary, rng: np.random.Generator, lengths: list[int]
-) -> list[np.ndarray]:
+def random_cells(vocabulary: GeneVocabulary, rng: np.random.Generator, lengths: list[int]) -> list[np.ndarray]:
     """Make cells of distinct random genes, with ``<cls>`` and ``<eos>`` where the vocabulary has them."""
     genes = np.array([vocabulary.tokens[gene] for gene in vocabulary.genes], dtype=np.int32)
     front = [] if vocabulary.cls_id is None else [vocabulary.cls_id]
     behind = [] if vocabulary.eos_id is None else [vocabulary.eos_id]
-    return [
-        np.array([*front, *rng.permutation(genes)[:length], *behind], dtype=np.int32) for length in lengths
-    ]
+    return [np.array([*front, *rng.permutation(genes)[:length], *behind], dtype=np.int32) for length in lengths]

@@ -68,19 +68,19 @@ class CellClassifier(BertForSequenceClassification):
             return hidden_BLD[:, 1 if self.config.has_cls else 0]
         return mean_over_genes(hidden_BLD, input_ids_BL, mask_BL, self.special_ids)
 
-    def forward(  # type: ignore[override]
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
-    ) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
         """Compute logits of shape (batch, labels) from token ids and mask of shape (batch, length)."""
         hidden_BLD = self.hidden(input_ids, attention_mask)
         mask_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         pooled_BD = self.pool(hidden_BLD, input_ids, mask_BL)
         # BertPooler reads position 0 of a sequence: hand it the pooled vector as a sequence of one.
-        return self.classifier(self.dropout(self.bert.pooler(pooled_BD[:, None])))
+        logits: torch.Tensor = self.classifier(self.dropout(self.bert.pooler(pooled_BD[:, None])))
+        return logits
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the last layer's hidden states, shape (batch, length, width)."""
-        return self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden_BLD: torch.Tensor = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return hidden_BLD
 
     @property
     def labels(self) -> list[str]:
@@ -97,7 +97,8 @@ class CellClassifier(BertForSequenceClassification):
             raise InputError(flag, f"{directory}, which is no classifier", "a classifier that finetune made")
         if not hasattr(config, "pooling"):
             _describe(config, stock_pooling(vocabulary), vocabulary)
-        return model_directory.load_weights(cls, directory, config=config).eval()
+        model: CellClassifier = model_directory.load_weights(cls, directory, config=config).eval()
+        return model
 
     def save(self, directory: Path, vocabulary: GeneVocabulary) -> None:
         """Write a self-contained model directory."""

@@ -133,7 +133,9 @@ def check_states(states: Mapping[str, object], width: int, wanted: Sequence[str]
         except (TypeError, ValueError) as error:
             raise InputError("--state-embeddings", f"{state} as no list of numbers", "lists of floats") from error
         if vector.shape != (width,) or not np.isfinite(vector).all():
-            raise InputError("--state-embeddings", f"{state} of shape {vector.shape}", f"{width} finite numbers, the model's width")
+            raise InputError(
+                "--state-embeddings", f"{state} of shape {vector.shape}", f"{width} finite numbers, the model's width"
+            )
         checked[state] = vector
     return checked
 

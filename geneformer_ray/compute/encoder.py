@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         input_ids_BL = input_ids_BL.to(device)
         mask_BL = None if lengths_B is None else attention_mask(lengths_B.to(device), input_ids_BL.shape[1])
         with self.execution.autocast():
-            hidden_BLD = self.bert(input_ids=input_ids_BL, attention_mask=mask_BL).last_hidden_state
+            hidden_BLD: torch.Tensor = self.bert(input_ids=input_ids_BL, attention_mask=mask_BL).last_hidden_state
         return hidden_BLD.float()
 
 

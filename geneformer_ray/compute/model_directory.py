@@ -57,7 +57,9 @@ def _from_hub(repo: str, folder: str | None, revision: str | None, model: str, f
         snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(flag, model, f"a directory that exists, or a hub id that can be reached ({first_line})") from error
+        raise InputError(
+            flag, model, f"a directory that exists, or a hub id that can be reached ({first_line})"
+        ) from error
     return snapshot / folder if folder else snapshot
 
 
@@ -65,22 +67,25 @@ def read_config(directory: Path, flag: str = "--model") -> BertConfig:
     """Read a model's ``config.json`` and check that it is a BERT."""
     content = storage.read_json(str(directory / "config.json"), flag)
     if content.get("model_type") != "bert":
-        raise InputError(flag, f"a {content.get('model_type')} model in {directory}", "a BERT model (Geneformer's kind)")
+        raise InputError(
+            flag, f"a {content.get('model_type')} model in {directory}", "a BERT model (Geneformer's kind)"
+        )
     return BertConfig.from_pretrained(directory)
 
 
 def load_weights(kind: type[ModelT], directory: Path, **options: Any) -> ModelT:
     """Load a model class from a directory: safetensors, float32, SDPA attention.
 
-    A head that the directory lacks starts fresh, one that the class lacks is left: both are meant here, so the library's
-    report of them is kept quiet.
+    A head that the directory lacks starts fresh, one that the class lacks is left: both are meant here, so the
+    library's report of them is kept quiet.
     """
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        return kind.from_pretrained(
+        loaded: ModelT = kind.from_pretrained(
             directory, attn_implementation="sdpa", use_safetensors=True, dtype=torch.float32, **options
         )
+        return loaded
     finally:
         transformers.logging.set_verbosity(verbosity)
 
@@ -107,7 +112,9 @@ def model_vocabulary(directory: Path, given: str | None, config: BertConfig) -> 
         raise VocabularyMismatch("--vocabulary", f"vocabulary {other.digest}", takes)
     recorded = getattr(config, "vocabulary_digest", None)
     if recorded is not None and recorded != vocabulary.digest:
-        raise VocabularyMismatch("--vocabulary", f"vocabulary {vocabulary.digest}", f"{recorded}, which the model was made with")
+        raise VocabularyMismatch(
+            "--vocabulary", f"vocabulary {vocabulary.digest}", f"{recorded}, which the model was made with"
+        )
     if config.vocab_size != len(vocabulary):
         got = f"a vocabulary of {len(vocabulary)} tokens"
         raise VocabularyMismatch("--vocabulary", got, f"one of {config.vocab_size}, the model's size")

@@ -11,13 +11,21 @@ from geneformer_ray.data.vocabulary import gene_mask
 from geneformer_ray.errors import InputError, NotThereYetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["PERTURBATIONS", "CellEvents", "EventBatch", "PerturbationPlan", "cell_events"]
+__all__ = [
+    "PERTURBATIONS",
+    "CellEvents",
+    "EventBatch",
+    "PerturbationPlan",
+    "cell_events",
+    "count_events",
+    "genes_in_enough_cells",
+]
 
 PERTURBATIONS = ("delete", "overexpress", "inhibit", "activate")
 
@@ -140,3 +148,33 @@ def cell_events(input_ids: NDArray[np.integer], plan: PerturbationPlan, vocabula
     width = len(front) + (len(groups[0]) if groups else 1)
     positions = np.array([[where[gene] for gene in event] for event in events], dtype=np.int64)
     return CellEvents(ids, is_gene, positions.reshape(len(events), width))
+
+
+def count_events(
+    sequences: Sequence[NDArray[np.integer]], plan: PerturbationPlan, vocabulary: GeneVocabulary
+) -> NDArray[np.int64]:
+    """Count each cell's events without making them: int64, shape (cells,)."""
+    counts = []
+    for ids in sequences:
+        genes = ids[gene_mask(vocabulary, ids)]
+        if plan.anchor is not None and plan.anchor not in genes:
+            counts.append(0)
+        elif plan.genes is None:
+            counts.append(len(genes) - (plan.anchor is not None))
+        else:
+            listed = np.array([gene for gene in plan.genes if gene != plan.anchor])
+            present = int(np.isin(listed, genes).sum())
+            counts.append(int(present == len(listed)) if plan.together else present)
+    return np.array(counts, dtype=np.int64)
+
+
+def genes_in_enough_cells(
+    sequences: Sequence[NDArray[np.integer]], vocabulary: GeneVocabulary, min_cells: int
+) -> tuple[int, ...]:
+    """List the genes, as token ids, that at least `min_cells` of the cells hold."""
+    cells = np.bincount(np.concatenate([np.unique(ids) for ids in sequences]), minlength=len(vocabulary))
+    cells[list(vocabulary.special_ids)] = 0
+    enough = np.flatnonzero(cells >= max(1, min_cells))
+    if len(enough) == 0:
+        raise InputError("--min-cells", min_cells, f"at most {cells.max()}, the cells that hold the commonest gene")
+    return tuple(int(token) for token in enough)

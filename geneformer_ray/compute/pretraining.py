@@ -25,12 +25,11 @@ MASKED_SHARE = 0.15
 class MaskedGeneModel(BertForMaskedLM):
     """``BertForMaskedLM`` whose head runs only where a gene was masked, not at every position."""
 
-    def forward(  # type: ignore[override]
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, masked_BL: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, masked_BL: torch.Tensor) -> torch.Tensor:
         """Compute logits of shape (masked positions, vocabulary), in row-major order of the positions."""
         hidden_BLD = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return self.cls(hidden_BLD[masked_BL])
+        logits_MV: torch.Tensor = self.cls(hidden_BLD[masked_BL])
+        return logits_MV
 
 
 def new_model(
@@ -79,7 +78,7 @@ def masked_genes(genes: int) -> int:
 def choose_masked(
     ids_BL: torch.Tensor, mask_BL: torch.Tensor, vocabulary: GeneVocabulary
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose the positions to predict and what the model sees there: 80 % mask, 10 % another gene, 10 % the gene itself.
+    """Choose the positions to predict and what is seen there: 80 % mask, 10 % another gene, 10 % the gene itself.
 
     Special tokens are never chosen (upstream's collator masks ``<cls>`` and ``<eos>`` as well).
 

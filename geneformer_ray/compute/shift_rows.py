@@ -91,9 +91,7 @@ def read_shift_rows(
     dataset = ds.dataset(shifts) if isinstance(shifts, pa.Table) else shifts
     missing = [name for name in COLUMNS if name not in dataset.schema.names]
     if missing:
-        raise InputError(
-            "shifts", f"a table without {', '.join(missing)}", f"the columns {', '.join(COLUMNS)}"
-        )
+        raise InputError("shifts", f"a table without {', '.join(missing)}", f"the columns {', '.join(COLUMNS)}")
     wanted = (ds.field("measure") == measure) & ds.field("state").isin(list(states))
     state_names = pa.array(list(states), pa.string())
     events, cells, state_codes, values = [], [], [], []

@@ -38,8 +38,9 @@ class Reading:
     embedding
         ``mean`` reads genes, ``cls`` position 0.
     comparison
-        ``context``: the perturbed genes are left out on both sides. ``upstream``: with states, the mean is over all genes
-        of each side, so that a deleted gene still counts in the original. Without states, and for ``cls``, both are one.
+        ``context``: the perturbed genes are left out on both sides. ``upstream``: with states, the mean is over all
+        genes of each side, so that a deleted gene still counts in the original. Without states, and for ``cls``, the
+        two are the same.
     states
         State -> its embedding, float32 of shape (width,). Without states an event's number is a similarity.
     gene_shifts

@@ -137,9 +137,7 @@ def goal_shift_table(
     mean_G = cast("FloatArray", columns[f"shift_to_{goal}"])
     columns["effect"] = (mean_G - value.mean()) / spread if spread > 0 else np.full(n_genes, np.nan)
     unit = cell if groups is None else _group_codes(data.cells, groups)[cell]
-    columns["ci_low"], columns["ci_high"] = bootstrap_effect_interval(
-        value, gene, unit, n_genes, bootstrap, seed
-    )
+    columns["ci_low"], columns["ci_high"] = bootstrap_effect_interval(value, gene, unit, n_genes, bootstrap, seed)
     columns["cells"] = np.bincount(gene, minlength=n_genes)
     # A NaN compares as False: a gene without a test is not significant.
     columns["significant"] = cast("FloatArray", columns[f"fdr_{goal}"]) < fdr_level
@@ -173,9 +171,7 @@ def similarity_table(shifts: pa.Table | ds.Dataset, symbols: Mapping[str, str] |
     """
     data = read_shift_rows(shifts, measure="similarity", symbols=symbols)
     if not data.value_N.size:
-        raise InputError(
-            "shifts", "no row with the measure 'similarity'", "the table of a screen without states"
-        )
+        raise InputError("shifts", "no row with the measure 'similarity'", "the table of a screen without states")
     n_genes = len(data.genes)
     similarity = _mean_per_gene(data.value_N, data.gene_N, n_genes)
     # Averaging 1 - value keeps the digits that 1 - average would cancel.

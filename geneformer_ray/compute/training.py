@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import nn
 from transformers import get_scheduler
 
@@ -33,7 +32,6 @@ __all__ = [
     "classifier_loss",
     "drop_genes",
     "planned_steps",
-    "score",
     "train_epoch",
 ]
 
@@ -78,7 +76,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Share:
-    """This worker's part of a data-parallel training: its rank among `workers`."""
+    """One worker's part of a data-parallel training: its rank among `workers`."""
 
     rank: int = 0
     workers: int = 1
@@ -120,7 +118,8 @@ class Optimisation:
     """
 
     def __init__(self, model: nn.Module, options: TrainingOptions, total_steps: int) -> None:
-        spared, decayed = [], []
+        spared: list[nn.Parameter] = []
+        decayed: list[nn.Parameter] = []
         for parameter in model.parameters():
             if parameter.requires_grad:
                 # Biases and LayerNorm parameters are vectors; everything else is a matrix.
@@ -266,32 +265,3 @@ def classifier_loss(
         return loss, int((logits_BC.argmax(dim=1) == target_B).sum())
 
     return loss_of
-
-
-def score(targets: NDArray[np.int64], logits: NDArray[np.floating], labels: Sequence[str]) -> dict[str, Any]:
-    """Score predictions: accuracy, macro F1, F1 and support per class, confusion matrix (rows are the truth).
-
-    Parameters
-    ----------
-    targets
-        Class numbers, shape (cells,).
-    logits
-        Shape (cells, classes).
-    labels
-        Class names.
-    """
-    predicted = logits.argmax(axis=1)
-    numbers = np.arange(len(labels))
-    per_class = f1_score(targets, predicted, labels=numbers, average=None, zero_division=0)
-    # Classes that the scored cells lack have no F1; averaging a 0 for them would score the split, not the model.
-    present = np.isin(numbers, targets)
-    matrix = confusion_matrix(targets, predicted, labels=numbers)
-    return {
-        "accuracy": float(accuracy_score(targets, predicted)),
-        "macro_f1": float(per_class[present].mean()),
-        "cells": len(targets),
-        "per_class": {
-            label: {"f1": float(per_class[i]), "cells": int((targets == i).sum())} for i, label in enumerate(labels)
-        },
-        "confusion_matrix": matrix.tolist(),
-    }

@@ -159,7 +159,32 @@ class CellTable:
             raise InputError(flag, given, "values that at least one cell has")
         return np.flatnonzero(keep)
 
-    def read(self, rows: NDArray[np.integer], columns: Sequence[str] = ()) -> Cells:
+    def in_state(
+        self, rows: NDArray[np.int64], column: str, start: str, towards: Mapping[str, Sequence[str]]
+    ) -> NDArray[np.int64]:
+        """Keep the rows in state `start`, and check that some cell of the table is in every state of `towards`.
+
+        Parameters
+        ----------
+        rows
+            Chosen row numbers.
+        column
+            The column of states.
+        start
+            The state to keep.
+        towards
+            Flag -> states, each of which some cell must have for its embedding to be computed.
+        """
+        states = self.column(column, "--state-column").astype(str)
+        for flag, wanted in {"--start": [start], **towards}.items():
+            among = states[rows] if flag == "--start" else states
+            for state in wanted:
+                if state not in among:
+                    there = ", ".join(np.unique(among))
+                    raise InputError(flag, f"{state!r}, which no cell has in {column}", f"one of {there}")
+        return np.asarray(rows[states[rows] == start])
+
+    def read(self, rows: NDArray[Any], columns: Sequence[str] = ()) -> Cells:
         """Read the cells of the given row numbers, in the order given."""
         rows = np.asarray(rows, dtype=np.int64)
         order = np.argsort(rows, kind="stable")

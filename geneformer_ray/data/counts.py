@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import pandas as pd
 from anndata.io import read_elem, sparse_dataset
 from scipy import sparse
 
@@ -17,6 +16,7 @@ from geneformer_ray.errors import InputError, NotThereYetError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from numpy.typing import NDArray
 
 __all__ = ["CountBlock", "CountFile"]
@@ -72,7 +72,9 @@ class CountFile:
                 raise
             raise InputError("--input", path, f"a readable h5ad file ({error})") from error
         if len(self.obs) == 0 or len(var) == 0:
-            raise InputError("--input", f"{path} with {len(self.obs)} cells and {len(var)} genes", "at least one of each")
+            raise InputError(
+                "--input", f"{path} with {len(self.obs)} cells and {len(var)} genes", "at least one of each"
+            )
         self.genes = _gene_names(var, gene_column, path)
         self.cell_ids = [str(name) for name in self.obs.index]
         if len(set(self.cell_ids)) < len(self.cell_ids):
@@ -98,7 +100,9 @@ class CountFile:
         """
         with h5py.File(self.path, "r") as file:
             element = file[self._matrix_key]
-            rows: Any = element[start:stop] if isinstance(element, h5py.Dataset) else sparse_dataset(element)[start:stop]
+            rows: Any = (
+                element[start:stop] if isinstance(element, h5py.Dataset) else sparse_dataset(element)[start:stop]
+            )
         matrix = sparse.csr_array(rows)
         self._check_counts(matrix)
         computed = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()

@@ -84,7 +84,9 @@ class RankValueEncoder:
         self.duplicates = [key for key, n in Counter(key for key in usable if key).items() if n > 1]
         if self.matched == 0:
             examples = ", ".join(self.unmatched[:3])
-            raise InputError("--gene-column", f"no known gene (found {examples}, ...)", "names that the vocabulary knows")
+            raise InputError(
+                "--gene-column", f"no known gene (found {examples}, ...)", "names that the vocabulary knows"
+            )
         self.vocabulary = vocabulary
         # Columns of one gene are summed by a selection matrix: (columns x distinct genes), ordered by token.
         distinct = sorted({key for key in usable if key}, key=vocabulary.tokens.__getitem__)

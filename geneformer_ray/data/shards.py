@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_ray.data import storage
+from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +23,8 @@ def write_shard(output: str, table_name: str, number: int, table: pa.Table) -> N
 
     An empty table name stands for the output itself.
 
-    The file is made in memory and written in one go, so that a killed worker hardly ever leaves half of one; a half one is
-    not vouched for, and is replaced when the run is resumed.
+    The file is made in memory and written in one go, so that a killed worker hardly ever leaves half of one; a half one
+    is not vouched for, and is replaced when the run is resumed.
     """
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
@@ -44,7 +45,7 @@ def finished_items(output: str) -> dict[int, dict[str, Any]]:
     for file in storage.list_files(storage.join(output, PROGRESS), ".json"):
         try:
             content = storage.read_json(file)
-        except storage.InputError:
+        except InputError:
             continue  # half written when the worker was killed: the item is done again
         found[int(content["item"])] = content
     return found

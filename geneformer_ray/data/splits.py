@@ -77,7 +77,7 @@ def split_by_group(
     labels, groups
         Of *every* cell of the table, shape (cells,).
     assigned
-        Role -> its groups. Empty: groups are dealt out by size, the largest first, to reach 60, 20 and 20 % of the cells.
+        Role -> its groups. Empty: groups are dealt out by size, the largest first, to reach 60, 20 and 20 % of cells.
     min_cells
         Labels with fewer cells than this in some role are dropped, and listed.
 
@@ -105,7 +105,9 @@ def split_by_group(
         raise InputError("--label", got, "a column with two or more; --min-cells sets the threshold")
     number = {name: i for i, name in enumerate(names)}
     kept = {role: chosen[np.isin(labels[chosen].astype(str), names)] for role, chosen in in_role.items()}
-    targets = {role: np.array([number[str(x)] for x in labels[chosen]], dtype=np.int64) for role, chosen in kept.items()}
+    targets = {
+        role: np.array([number[str(x)] for x in labels[chosen]], dtype=np.int64) for role, chosen in kept.items()
+    }
     return GroupSplit(names, {role: chosen.astype(np.int64) for role, chosen in kept.items()}, targets, roles, dropped)
 
 
@@ -123,7 +125,9 @@ def _roles(group_of: NDArray[np.str_], assigned: Mapping[str, tuple[str, ...]]) 
                 roles[group] = role
         return roles
     if len(names) < len(ROLES):
-        raise InputError("--group", f"{len(names)} groups", "a column with at least three: one each to train, choose and report")
+        raise InputError(
+            "--group", f"{len(names)} groups", "a column with at least three: one each to train, choose and report"
+        )
     roles = {}
     filled = dict.fromkeys(ROLES, 0)
     for position in np.lexsort((names, -sizes)):

@@ -195,7 +195,9 @@ class GeneVocabulary:
                 takes += f" or its parent {self.parent_digest}"
             raise VocabularyMismatch("--cells", f"cells encoded with vocabulary {cells_digest}", takes)
         if input_ids_max is not None and input_ids_max >= len(self):
-            raise VocabularyMismatch("--cells", f"token id {input_ids_max}", f"ids below {len(self)}, the vocabulary's size")
+            raise VocabularyMismatch(
+                "--cells", f"token id {input_ids_max}", f"ids below {len(self)}, the vocabulary's size"
+            )
 
     # ------------------------------------------------------------------ files
 
@@ -308,4 +310,3 @@ def _checked_medians(content: Any, path: str, flag: str) -> dict[str, float]:
 def gene_mask(vocabulary: GeneVocabulary, input_ids: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Mark the positions that hold genes, not special tokens: a boolean array of the shape of `input_ids`."""
     return ~np.isin(input_ids, np.fromiter(vocabulary.special_ids, dtype=np.int64))
-

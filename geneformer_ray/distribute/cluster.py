@@ -25,8 +25,8 @@ OBJECT_STORE_BYTES = 512 * 1024**2
 def connected(cpus: int | None = None) -> Iterator[None]:
     """Be connected to a Ray cluster inside the block.
 
-    An existing connection of this process is used and left as it is. ``RAY_ADDRESS`` names a running cluster; without it
-    a local one is started and stopped again, never a running one joined by chance.
+    An existing connection of this process is used and left as it is. ``RAY_ADDRESS`` names a running cluster; without
+    it a local one is started and stopped again, never a running one joined by chance.
 
     Parameters
     ----------

@@ -11,13 +11,13 @@ import torch
 
 from geneformer_ray.compute.classifier import CellClassifier, new_classifier, predict_logits
 from geneformer_ray.compute.model_directory import find_model, model_vocabulary, read_config
+from geneformer_ray.compute.scores import score
 from geneformer_ray.compute.training import (
     Optimisation,
     TrainingOptions,
     balanced_weights,
     classifier_loss,
     planned_steps,
-    score,
     train_epoch,
 )
 from geneformer_ray.data import storage
@@ -37,8 +37,8 @@ def finetune_worker(config: dict[str, Any]) -> None:
     Parameters
     ----------
     config
-        ``cells``, ``model``, ``vocabulary`` (sources), ``rows`` and ``targets`` by role, ``labels``, ``trials`` (pairs of
-        pooling and seed), ``options`` of the training, ``class_weights``, ``label_smoothing``, ``output``.
+        ``cells``, ``model``, ``vocabulary`` (sources), ``rows`` and ``targets`` by role, ``labels``, ``trials`` (pairs
+        of pooling and seed), ``options`` of the training, ``class_weights``, ``label_smoothing``, ``output``.
     """
     worker = Worker(config)
     table = CellTable(config["cells"])

@@ -34,7 +34,9 @@ def input_files(inputs: Sequence[str]) -> list[str]:
     return files
 
 
-def plan_blocks(files: Sequence[str], reading: dict[str, Any], obs_columns: Sequence[str], prefixes: Sequence[str]) -> list[dict[str, Any]]:
+def plan_blocks(
+    files: Sequence[str], reading: dict[str, Any], obs_columns: Sequence[str], prefixes: Sequence[str]
+) -> list[dict[str, Any]]:
     """Cut files into blocks of cells, after checking them all.
 
     Raises
@@ -93,7 +95,9 @@ class TokenizeWorker:
         ids = [item["prefix"] + cell_id for cell_id in block.cell_ids]
         columns = {name: pa.array(block.obs[name].astype(object).where(block.obs[name].notna(), None), from_pandas=True)
                    for name in self.obs_columns}  # fmt: skip
-        schema = cells_module.cells_schema(self.vocabulary.digest, {name: values.type for name, values in columns.items()})
+        schema = cells_module.cells_schema(
+            self.vocabulary.digest, {name: values.type for name, values in columns.items()}
+        )
         lists = pa.ListArray.from_arrays(pa.array(encoded.offsets.astype(np.int32)), pa.array(encoded.ids))
         lengths = pa.array(encoded.lengths.astype(np.int32))
         table = pa.table([pa.array(ids), lists, lengths, *columns.values()], schema=schema).filter(pa.array(kept))

@@ -97,7 +97,9 @@ class Worker:
         torch.distributed.all_gather_object(everyone, mine)
         return everyone
 
-    def save(self, state: dict[str, Any], model: nn.Module, optimisation: Optimisation, metrics: dict[str, Any]) -> None:
+    def save(
+        self, state: dict[str, Any], model: nn.Module, optimisation: Optimisation, metrics: dict[str, Any]
+    ) -> None:
         """Report an epoch, with a checkpoint from which a restarted group goes on.
 
         All workers call it; the first one writes.
@@ -168,14 +170,16 @@ def fit(
         },
         torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers.number, use_gpu=workers.gpu, resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})}
+            num_workers=workers.number,
+            use_gpu=workers.gpu,
+            resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})},
         ),
         run_config=RunConfig(
             name="run",
             storage_path=runs,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
         ),
     )
     finished = threading.Event()
@@ -224,4 +228,6 @@ def _bad_input_in(error: BaseException) -> InputError | None:
 
 def cpus_left(number: int) -> float:
     """Share this cluster's CPUs among workers: at least one each."""
-    return max(1.0, float(int(ray.cluster_resources().get("CPU", 1)) // number)) if number else float(os.cpu_count() or 1)
+    return (
+        max(1.0, float(int(ray.cluster_resources().get("CPU", 1)) // number)) if number else float(os.cpu_count() or 1)
+    )

@@ -193,9 +193,7 @@ def embedding_umap(
     panels = [(title, labels), *([extra] if extra else [])]
     for _, values in panels:
         if xy_N2.ndim != 2 or xy_N2.shape[1] != 2 or len(values) != len(xy_N2):
-            raise InputError(
-                "xy", f"shape {xy_N2.shape} for {len(values)} labels", "two coordinates for each label"
-            )
+            raise InputError("xy", f"shape {xy_N2.shape} for {len(values)} labels", "two coordinates for each label")
     # One above the other: side by side, the legends would be too small to read on a page.
     figure, all_axes = new_figure(8.2, 5.4 * len(panels), rows=len(panels))
     size = float(np.clip(6000 / max(len(xy_N2), 1), 5, 28))
@@ -211,17 +209,13 @@ def embedding_umap(
             # Rare types get larger marks: a dozen small dots would be lost among thousands.
             size_N[of_name] = size * np.clip(np.sqrt(200 / count), 1, 3)
             label = f"{name} ({count:,})"
-            handles.append(
-                Line2D([], [], linestyle="", marker=marker, color=colour, markersize=6, label=label)
-            )
+            handles.append(Line2D([], [], linestyle="", marker=marker, color=colour, markersize=6, label=label))
         for marker in MARKERS:
             # In one shuffled order, since the category drawn last would hide the others where they mix.
             rows = np.random.default_rng(0).permutation(np.flatnonzero(marker_N == marker))
             if rows.size:
                 colours, sizes = colour_N[rows].tolist(), size_N[rows]
-                axes.scatter(
-                    xy_N2[rows, 0], xy_N2[rows, 1], sizes, colours, marker=marker, linewidths=0, alpha=0.75
-                )
+                axes.scatter(xy_N2[rows, 0], xy_N2[rows, 1], sizes, colours, marker=marker, linewidths=0, alpha=0.75)
         dress(axes, heading, "UMAP 1", "UMAP 2")
         axes.set(xticks=[], yticks=[])
         legend_beside(axes, handles)

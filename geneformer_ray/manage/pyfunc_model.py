@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
+import mlflow.models
 import numpy as np
 import pandas as pd
+from mlflow.pyfunc.model import PythonModel
 
 from geneformer_ray.compute.classifier import CellClassifier, predict_logits
 from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.data.vocabulary import GeneVocabulary
 
 
-class PyfuncClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class PyfuncClassifier(PythonModel):
     """Classifies cells given as rank value encodings: a column ``input_ids`` of token id lists."""
 
     def load_context(self, context: Any) -> None:
@@ -23,7 +24,7 @@ class PyfuncClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.vocabulary = GeneVocabulary.load(str(directory))
         self.model = CellClassifier.load(directory, self.vocabulary)
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Give each cell's probabilities, one column a label."""
         sequences = [
             self.vocabulary.adapt(np.asarray(ids, dtype=np.int32), self.vocabulary.parent_digest)

@@ -60,7 +60,8 @@ def open_store(default_directory: str) -> str:
 
     import mlflow
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # Its own lines say what ours say again: which version was made, and that the package itself is a requirement.
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     artifacts = None
@@ -141,6 +142,7 @@ def register(run_id: str, directory: Path, name: str, tags: Mapping[str, str]) -
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"model": str(directory)},
             pip_requirements=["geneformer-ray"],
+            signature=_signature(),
             registered_model_name=name,
         )
     client = mlflow.MlflowClient()
@@ -148,6 +150,14 @@ def register(run_id: str, directory: Path, name: str, tags: Mapping[str, str]) -
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, str(value))
     return ModelVersion(name, int(version), dict(tags), run_id)
+
+
+def _signature() -> Any:
+    """Say what the model takes: a column of token id lists."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+    return ModelSignature(inputs=Schema([ColSpec(Array(DataType.long), name="input_ids")]))
 
 
 def is_registry_uri(model: str) -> bool:
@@ -234,4 +244,3 @@ def rollback(name: str) -> tuple[ModelVersion, int | None]:
     if previous is None:
         raise InputError("--rollback", f"{name} without a previous champion", "a model that was promoted twice")
     return promote(name, previous)
-

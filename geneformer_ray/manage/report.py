@@ -154,9 +154,7 @@ def write_report(
     return written
 
 
-def render_report(
-    *, title: str, summary: Sequence[KeyFigure], sections: Sequence[Section], lead: str = ""
-) -> str:
+def render_report(*, title: str, summary: Sequence[KeyFigure], sections: Sequence[Section], lead: str = "") -> str:
     """Give the page that `write_report` writes."""
     return _page(title=title, lead=lead, summary=summary, sections=sections, images=_draw(sections))
 
@@ -166,9 +164,7 @@ def _draw(sections: Sequence[Section]) -> dict[str, bytes]:
     anchors = [_anchor(section.title) for section in sections]
     for index, section in enumerate(sections):
         if anchors[index] in anchors[:index]:
-            raise InputError(
-                "sections", f"two with the title {section.title!r}", "a title of its own for each section"
-            )
+            raise InputError("sections", f"two with the title {section.title!r}", "a title of its own for each section")
     images = {}
     for anchor, section in zip(anchors, sections, strict=True):
         if section.figure is not None:
@@ -189,9 +185,7 @@ def _page(
     sections: Sequence[Section],
     images: dict[str, bytes],
 ) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("geneformer_ray.manage").joinpath("report.html.j2").read_text(encoding="utf-8")
     parts = []
     for section in sections:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from geneformer_ray.compute.baseline import baseline_scores
 from geneformer_ray.compute.model_directory import find_model
-from geneformer_ray.compute.training import score
+from geneformer_ray.compute.scores import score
 from geneformer_ray.data import storage
 from geneformer_ray.manage import plots
 from geneformer_ray.manage.registry import CHOOSING_METRIC, log_run, register
@@ -72,7 +72,10 @@ def record_trials(record: Record) -> dict[str, Any]:
     for pooling, seed in record.trials:
         scores = _scores(trial_directory(record.output, pooling, seed), record.split.labels)
         trials.append({"pooling": pooling, "seed": seed, **_log(record, pooling, seed, scores), "scores": scores})
-    poolings = {pooling: _mean([t["scores"]["reporting"] for t in trials if t["pooling"] == pooling]) for pooling, _ in record.trials}
+    poolings = {
+        pooling: _mean([t["scores"]["reporting"] for t in trials if t["pooling"] == pooling])
+        for pooling, _ in record.trials
+    }
     return {
         "cells": {role: len(rows) for role, rows in record.split.rows.items()},
         "labels": record.split.labels,
@@ -82,7 +85,11 @@ def record_trials(record: Record) -> dict[str, Any]:
         "baseline_run": baseline_run,
         "trials": [
             {key: value for key, value in trial.items() if key != "scores"}
-            | {f"{role}_{name}": trial["scores"][role][name] for role in trial["scores"] for name in ("macro_f1", "accuracy")}
+            | {
+                f"{role}_{name}": trial["scores"][role][name]
+                for role in trial["scores"]
+                for name in ("macro_f1", "accuracy")
+            }
             for trial in trials
         ],
     }

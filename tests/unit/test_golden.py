@@ -60,7 +60,9 @@ def test_classifier_logits(folder: Path, vocabulary: GeneVocabulary, version: st
     np.testing.assert_allclose(logits, golden, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["delete_all", "delete_all_and_gene", "delete_all_states", "delete_anchor_combo", "delete_set2"])
+@pytest.mark.parametrize(
+    "name", ["delete_all", "delete_all_and_gene", "delete_all_states", "delete_anchor_combo", "delete_set2"]
+)
 def test_deletions(folder: Path, vocabulary: GeneVocabulary, name: str) -> None:
     options = json.loads((folder / "isp" / f"{name}.options.json").read_text())
     expected = pq.read_table(folder / "isp" / f"{name}.parquet").to_pylist()
@@ -104,9 +106,7 @@ def test_state_embeddings(folder: Path, vocabulary: GeneVocabulary, version: str
     table = CellTable(str(folder / "cells.parquet"))
     cells = table.read(np.arange(len(table)), ["disease"])
     encoder = Encoder.load(folder / "model_mlm", layer=-1)
-    embeddings = cell_embeddings(
-        encoder, cells.input_ids, vocabulary, embedding={"v1": "mean", "v2": "cls"}[version]
-    )
+    embeddings = cell_embeddings(encoder, cells.input_ids, vocabulary, embedding={"v1": "mean", "v2": "cls"}[version])
     golden = json.loads((folder / "state_embs.json").read_text())
     ours = state_embeddings(embeddings, cells.columns["disease"].astype(str), list(golden))
     for state, vector in golden.items():

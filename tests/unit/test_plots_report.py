@@ -80,15 +80,11 @@ def test_pooling_comparison_shows_each_seed() -> None:
 
 
 def test_confusion_matrix_colours_rows_and_writes_counts() -> None:
-    figure = plots.confusion_matrix(
-        [[8, 2, 0], [0, 1000, 0], [0, 0, 0]], ["alpha", "beta", "none"], "Held out"
-    )
+    figure = plots.confusion_matrix([[8, 2, 0], [0, 1000, 0], [0, 0, 0]], ["alpha", "beta", "none"], "Held out")
     axes = figure.axes[0]
     shares: Any = axes.images[0].get_array()
     # The last type has no cells: no share, and no division by zero.
-    np.testing.assert_allclose(
-        np.asarray(shares), np.array([[0.8, 0.2, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    )
+    np.testing.assert_allclose(np.asarray(shares), np.array([[0.8, 0.2, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
     assert {text.get_text() for text in axes.texts} == {"8", "2", "1,000"}
     assert {"Held out", "alpha (10)", "beta (1,000)", "none (0)", "predicted"} <= texts(figure)
 
@@ -96,9 +92,7 @@ def test_confusion_matrix_colours_rows_and_writes_counts() -> None:
 def test_embedding_umap_names_every_type_and_draws_every_cell() -> None:
     rng = np.random.default_rng(0)
     labels = [f"type{i}" for i in range(9) for _ in range(i + 1)]
-    figure = plots.embedding_umap(
-        rng.normal(size=(45, 2)), labels, "By type", ("By library", ["a", "b", "c"] * 15)
-    )
+    figure = plots.embedding_umap(rng.normal(size=(45, 2)), labels, "By type", ("By library", ["a", "b", "c"] * 15))
     by_type, by_library = figure.axes
     for axes in figure.axes:
         assert sum(count(dots) for dots in axes.collections) == 45
@@ -159,9 +153,7 @@ def test_ranked_bars_show_both_directions_once() -> None:
 
 
 def test_training_curves_draw_one_line_a_pooling() -> None:
-    curves = [
-        plots.TrainingCurve(name, [1, 2, 3], [2.0, 1.0, 0.5], [1, 2], [0.5, 0.8]) for name in ("cls", "mean")
-    ]
+    curves = [plots.TrainingCurve(name, [1, 2, 3], [2.0, 1.0, 0.5], [1, 2], [0.5, 0.8]) for name in ("cls", "mean")]
     loss, score = plots.training_curves(curves).axes
     for axes in (loss, score):
         assert [line.get_label() for line in axes.get_lines()] == ["cls", "mean"]
@@ -263,9 +255,7 @@ def test_report_is_one_file_that_loads_nothing() -> None:
 def test_report_escapes_names() -> None:
     html = report(title=SCRIPT, lead=SCRIPT)
     assert SCRIPT not in html
-    assert (
-        Page(html).words.count(SCRIPT) >= 5
-    )  # title, heading, lead, key figure, table, section: shown, not run
+    assert Page(html).words.count(SCRIPT) >= 5  # title, heading, lead, key figure, table, section: shown, not run
 
 
 def test_report_is_accessible() -> None:

@@ -155,9 +155,7 @@ def test_row_order_and_files_do_not_matter(tmp_path: Path) -> None:
     shuffled = shifts.take(order)
     pd.testing.assert_frame_equal(table_of(shuffled), expected, check_exact=True)
     for part in range(3):
-        pq.write_table(
-            shuffled.slice(part * 200, 200 if part < 2 else None), tmp_path / f"part-{part}.parquet"
-        )
+        pq.write_table(shuffled.slice(part * 200, 200 if part < 2 else None), tmp_path / f"part-{part}.parquet")
     pd.testing.assert_frame_equal(table_of(ds.dataset(tmp_path)), expected, check_exact=True)
 
 

@@ -1,0 +1,77 @@
+"""Cell and gene shifts as rows of the screen's tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from geneformer_ray.compute.shifts import CellShifts
+
+__all__ = ["CELL_SHIFTS", "GENE_SHIFTS", "cell_shift_rows", "gene_shift_rows"]
+
+_GENES = pa.list_(pa.string())
+CELL_SHIFTS = pa.schema(
+    {"cell_id": pa.string(), "genes": _GENES, "measure": pa.string(), "state": pa.string(), "value": pa.float32()}
+)
+GENE_SHIFTS = pa.schema({"cell_id": pa.string(), "genes": _GENES, "affected": pa.string(), "value": pa.float32()})
+
+
+def cell_shift_rows(
+    cell_ids: Sequence[str], shifts: Sequence[CellShifts], states: Sequence[str], names: NDArray[np.object_]
+) -> pa.Table:
+    """Give one row an event and state, or one row of similarity an event without states.
+
+    Parameters
+    ----------
+    cell_ids, shifts
+        Of the same cells.
+    states
+        The reading's states, in the order of the values' columns.
+    names
+        Token names by id, shape (vocabulary,).
+    """
+    measure, states = ("shift", states) if states else ("similarity", [""])
+    events = [len(cell) for cell in shifts]
+    values = [cell.values_ES.ravel() for cell in shifts]
+    rows = sum(events) * len(states)
+    columns = [
+        pa.array(np.repeat(np.repeat(np.array(cell_ids, dtype=object), events), len(states)), pa.string()),
+        _gene_lists(shifts, len(states), names),
+        pa.array(np.full(rows, measure, dtype=object), pa.string()),
+        pa.array(np.tile(np.array(states, dtype=object), sum(events)), pa.string()),
+        pa.array(np.concatenate(values) if values else np.empty(0, np.float32)),
+    ]
+    return pa.table(columns, schema=CELL_SHIFTS)
+
+
+def gene_shift_rows(cell_ids: Sequence[str], shifts: Sequence[CellShifts], names: NDArray[np.object_]) -> pa.Table:
+    """Give one row an event and unperturbed gene: their similarity before and after."""
+    parts = []
+    for cell_id, cell in zip(cell_ids, shifts, strict=True):
+        if cell.affected_EK is None or cell.gene_values_EK is None:
+            continue
+        kept = cell.affected_EK.shape[1]
+        columns = [
+            pa.array(np.full(len(cell) * kept, cell_id, dtype=object), pa.string()),
+            _gene_lists([cell], kept, names),
+            pa.array(names[cell.affected_EK.ravel()], pa.string()),
+            pa.array(cell.gene_values_EK.ravel()),
+        ]
+        parts.append(pa.table(columns, schema=GENE_SHIFTS))
+    return pa.concat_tables(parts) if parts else GENE_SHIFTS.empty_table()
+
+
+def _gene_lists(shifts: Sequence[CellShifts], repeats: int, names: NDArray[np.object_]) -> Any:
+    """Name the perturbed genes of every event, each event `repeats` times."""
+    if not shifts:
+        return pa.array([], _GENES)
+    genes_EG = np.repeat(np.concatenate([cell.genes_EG for cell in shifts]), repeats, axis=0)
+    offsets = np.arange(len(genes_EG) + 1, dtype=np.int32) * genes_EG.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(names[genes_EG.ravel()], pa.string()))

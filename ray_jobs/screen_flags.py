@@ -1,0 +1,99 @@
+"""The flags of ``python -m ray_jobs.screen``, and the perturbation plan that they spell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from geneformer_ray.compute.perturbation import PerturbationPlan, genes_in_enough_cells
+from geneformer_ray.data import storage
+from geneformer_ray.errors import InputError, NotThereYetError
+from ray_jobs.command_line import JobConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from geneformer_ray.data.vocabulary import GeneVocabulary
+
+__all__ = ["ScreenConfig", "check_flags", "perturbation_plan"]
+
+
+class ScreenConfig(JobConfig):
+    """Flags of ``python -m ray_jobs.screen``."""
+
+    cells: str = Field(description="table of tokenised cells")
+    model: str = Field(description="model directory, hub id, or models:/NAME@ALIAS")
+    output: str = Field(description="directory for the tables")
+    vocabulary: str | None = Field(None, description="the model's vocabulary, where it does not carry one")
+    filter: dict[str, tuple[str, ...]] = Field(
+        {}, description="only cells with one of these values", json_schema_extra={"metavar": "COLUMN=A,B"}
+    )
+    perturbation: Literal["delete", "overexpress", "inhibit", "activate"] = Field(
+        "delete", description="what is done to a gene"
+    )
+    genes: str = Field("all", description="all, or genes: G1,G2")
+    gene_sets: str | None = Field(None, description="GMT file: each set together (not there yet)")
+    together: bool = Field(False, description="perturb all of --genes in one event")
+    combine: int = Field(1, ge=1, description="genes of one event, every combination (only 1 so far)")
+    anchor: str | None = Field(None, description="a gene perturbed in every event as well")
+    rank_shift: int | None = Field(None, description="quartiles to inhibit or activate by (not there yet)")
+    min_cells: int = Field(1, ge=1, description="with --genes all: only genes that this many of the cells hold")
+    embedding: Literal["mean", "cls"] = Field("mean", description="mean of the unperturbed genes, or the <cls>")
+    layer: Literal[-1, 0] = Field(-1, description="-1: the layer before the last; 0: the last")
+    comparison: Literal["context", "upstream"] = Field(
+        "context", description="leave the perturbed genes out, or as upstream does"
+    )
+    gene_shifts: bool = Field(False, description="also the similarity of every unperturbed gene")
+    gene_shifts_summary: bool = Field(False, description="count, mean and deviation a pair of genes (not there yet)")
+    state_column: str | None = Field(None, description="column of cell states")
+    start: str | None = Field(None, description="the state whose cells are perturbed")
+    goal: str | None = Field(None, description="the state that shifts are measured towards")
+    alternatives: tuple[str, ...] = Field((), description="other states to measure towards, comma-separated")
+    state_embeddings: str | None = Field(
+        None, description="JSON file of state -> floats, as embed writes (default: computed)"
+    )
+    precision: Literal["fp32", "bf16", "auto"] = Field("fp32", description="what matrix products are computed in")
+    max_cells: int | None = Field(None, ge=1, description="a random sample of this many cells")
+    seed: int = Field(0, ge=0, description="of the sample")
+
+
+def check_flags(config: ScreenConfig) -> None:
+    """Refuse flags that do not go together, and what is not written yet."""
+    if config.gene_sets is not None:
+        raise NotThereYetError.flag("--gene-sets", config.gene_sets, "genes in --genes so far")
+    if config.combine != 1:
+        raise NotThereYetError.flag("--combine", config.combine, "1 so far")
+    if config.rank_shift is not None:
+        raise NotThereYetError.flag("--rank-shift", config.rank_shift, "nothing so far")
+    if config.gene_shifts_summary:
+        raise NotThereYetError.flag("--gene-shifts-summary", "true", "--gene-shifts so far")
+    states = (config.state_column, config.start, config.goal)
+    if any(states) and not all(states):
+        raise InputError("--state-column, --start, --goal", "some of them", "all three, or none")
+    if not config.start and (config.alternatives or config.state_embeddings):
+        raise InputError(
+            "--alternatives, --state-embeddings", "no states", "--state-column, --start and --goal as well"
+        )
+
+
+def perturbation_plan(
+    config: ScreenConfig, vocabulary: GeneVocabulary, sequences: Sequence[NDArray[np.int32]]
+) -> PerturbationPlan:
+    """Turn the flags into a plan; `sequences` are the chosen cells, for ``--min-cells``."""
+    resolve, tokens = vocabulary.resolve, vocabulary.tokens
+    if config.genes == "all":
+        few = config.min_cells > 1
+        genes = genes_in_enough_cells(sequences, vocabulary, config.min_cells) if few else None
+    elif storage.exists(storage.absolute(config.genes)):
+        raise NotThereYetError.flag("--genes", f"the file {config.genes}", "all, or genes G1,G2 so far")
+    else:
+        keys = dict.fromkeys(resolve(name.strip()) for name in config.genes.split(",") if name.strip())
+        genes = tuple(tokens[key] for key in keys)
+        if not genes:
+            raise InputError("--genes", repr(config.genes), "all, or genes G1,G2")
+    anchor = None if config.anchor is None else tokens[resolve(config.anchor, "--anchor")]
+    return PerturbationPlan(config.perturbation, genes, config.together, anchor)

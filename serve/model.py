@@ -1,0 +1,350 @@
+"""A model opened for serving: found, checked and loaded once, then asked. Nothing here knows of HTTP or Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from geneformer_ray.compute.classifier import CellClassifier, predict_logits
+from geneformer_ray.compute.embedding import check_states
+from geneformer_ray.compute.encoder import Encoder
+from geneformer_ray.compute.execution import Execution, choose_execution
+from geneformer_ray.compute.model_directory import find_model, model_vocabulary, read_config
+from geneformer_ray.compute.perturbation import PerturbationPlan, cell_events
+from geneformer_ray.compute.shifts import Reading, shift_cell
+from geneformer_ray.data import storage
+from geneformer_ray.data.rank_value import RankValueEncoder
+from geneformer_ray.data.vocabulary import GeneVocabulary, gene_mask
+from geneformer_ray.errors import InputError
+from geneformer_ray.manage import registry
+
+__all__ = ["EncodedCell", "FoundModel", "PerturbedCell", "ServedModel", "find_served_model"]
+
+STATES_FILE = "states.json"
+# Perturbation reads the layer before the last, as the screen does by default; states.json holds that layer's means.
+LAYER = -1
+
+_REGISTERED = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))$")
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """Where a model lies, and what it is called.
+
+    Parameters
+    ----------
+    directory
+        Its local directory.
+    name, version
+        Its name and version in the registry; the directory's name and None for one that is not registered.
+    """
+
+    directory: Path
+    name: str
+    version: int | None
+
+
+@dataclass(frozen=True)
+class EncodedCell:
+    """A cell as the model takes it.
+
+    Parameters
+    ----------
+    input_ids
+        Token ids, int32, shape (length,).
+    unknown_share
+        The share of its expressed genes that the vocabulary does not know.
+    """
+
+    input_ids: NDArray[np.int32]
+    unknown_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class PerturbedCell:
+    """The numbers of one cell's events.
+
+    Parameters
+    ----------
+    probabilities
+        Of the unperturbed cell, shape (labels,).
+    genes
+        The perturbed genes of each event, as vocabulary keys.
+    values_ES
+        float32: one column a state in the order asked for, or one column of similarities.
+    changes_EC
+        float32: the probabilities after each event, less those before; shape (events, labels).
+    absent
+        Genes that the cell does not express: no event was made of them.
+    without_comparison
+        Events that leave no gene to compare.
+    """
+
+    probabilities: NDArray[np.float32]
+    genes: list[list[str]]
+    values_ES: NDArray[np.float32]
+    changes_EC: NDArray[np.float32]
+    absent: list[str]
+    without_comparison: list[list[str]]
+
+
+def find_served_model(model: str, tracking_uri: str | None = None) -> FoundModel:
+    """Find a model: a registered one, a directory, or a hub id.
+
+    Parameters
+    ----------
+    model
+        ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a directory or URI, or a hub id.
+    tracking_uri
+        The MLflow store of registered models; by default ``MLFLOW_TRACKING_URI``.
+    """
+    if not registry.is_registry_uri(model):
+        directory = find_model(model, "model")
+        return FoundModel(directory, directory.name, None)
+    match = _REGISTERED.match(model)
+    if match is None:
+        raise InputError("model", model, "models:/NAME@ALIAS or models:/NAME/VERSION")
+    _open_registry(tracking_uri)
+    name = match["name"]
+    # An alias can move between two questions: it is asked once, and everything else goes by the number.
+    version = int(match["version"]) if match["version"] else _version_of(name, match["alias"], model)
+    return FoundModel(registry.find_registered(f"models:/{name}/{version}", "model"), name, version)
+
+
+def _open_registry(tracking_uri: str | None) -> None:
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    file = uri.removeprefix("sqlite:///")
+    if not uri or (file != uri and not Path(file).exists()):
+        # MLflow would make an empty database, and several replicas that do so at once break it.
+        raise InputError("tracking_uri", uri or "nothing", "an MLflow store that exists, or a model directory as model")
+    # A replica's environment is its node's; the store was chosen where the service was started.
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    registry.open_store(str(Path.cwd() / "mlflow"))
+
+
+def _version_of(name: str, alias: str, model: str) -> int:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return int(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        raise InputError("model", model, f"a registered model ({str(error).splitlines()[0]})") from error
+
+
+def _digest(directory: Path) -> str:
+    """Hash the weights and the configuration, as the jobs do."""
+    sha = hashlib.sha256()
+    for file in [*sorted(directory.glob("*.safetensors")), directory / "config.json"]:
+        sha.update(file.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+class ServedModel:
+    """A classifier, its trunk for perturbations, its vocabulary and its states.
+
+    Parameters
+    ----------
+    found
+        The model, as `find_served_model` gives it.
+    vocabulary
+        Its vocabulary, where the directory carries none.
+    execution
+        Device, dtype, threads; by default chosen for this process.
+    tokens_per_batch
+        Padded tokens computed at once.
+    """
+
+    def __init__(
+        self,
+        found: FoundModel,
+        *,
+        vocabulary: str | None = None,
+        execution: Execution | None = None,
+        tokens_per_batch: int = 16_384,
+    ) -> None:
+        config = read_config(found.directory, "model")
+        self.name, self.version = found.name, found.version
+        self.digest = _digest(found.directory)
+        self.execution = execution or choose_execution()
+        self.tokens_per_batch = tokens_per_batch
+        own = model_vocabulary(found.directory, vocabulary, config)
+        # What is encoded here must fit the model, whatever length the vocabulary's corpus was cut to.
+        self.max_length = min(own.max_length, int(config.max_position_embeddings))
+        self.vocabulary: GeneVocabulary = replace(own, max_length=self.max_length)
+        self._classifier = CellClassifier.load(found.directory, own, "model").to(self.execution.device)
+        # Loaded a second time: the trunk is cut off at the layer that is read.
+        self._trunk: Encoder | None = None
+        if config.num_hidden_layers + LAYER >= 1:
+            self._trunk = Encoder.load(found.directory, layer=LAYER, execution=self.execution)
+        self.states = _read_states(found.directory, int(config.hidden_size))
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes, in the order of the probabilities."""
+        return list(self._classifier.labels)
+
+    @property
+    def pooling(self) -> str:
+        """Which vector enters the classifier's head."""
+        return str(self._classifier.pooling)
+
+    # ------------------------------------------------------------------ cells
+
+    def encode(
+        self, counts: Mapping[str, float], *, total: float | None = None, whole: bool = True, field: str = "counts"
+    ) -> EncodedCell:
+        """Encode a cell given as counts, with the code that encodes files.
+
+        Parameters
+        ----------
+        counts
+            Gene -> raw count; genes by the vocabulary's key, Ensembl id or symbol.
+        total
+            The cell's total over all its genes; by default the sum of `counts`.
+        whole
+            Refuse counts that are not whole numbers.
+        field
+            Named in errors.
+        """
+        if not self.vocabulary.medians:
+            raise InputError(
+                field, "counts", "input_ids only: this model's vocabulary has no medians, which encoding needs"
+            )
+        values = np.fromiter(counts.values(), dtype=np.float64, count=len(counts))
+        if whole and not np.equal(np.floor(values), values).all():
+            raise InputError(field, "fractions", "raw counts, or allow_non_integer for corrected ones")
+        expressed = [gene for gene, count in counts.items() if count > 0]
+        if not expressed:
+            raise InputError(field, "no count above 0", "a cell with at least one expressed gene")
+        try:
+            encoder = RankValueEncoder(self.vocabulary, list(counts))
+        except InputError as error:
+            raise InputError(field, error.got, error.takes) from error
+        cell = encoder.encode(values[None], np.array([values.sum() if total is None else total]))
+        if cell.genes_before_cut[0] == 0:
+            raise InputError(field, "no expressed gene that the vocabulary knows", "at least one")
+        unmatched = set(encoder.unmatched)
+        return EncodedCell(cell.cell(0), sum(gene in unmatched for gene in expressed) / len(expressed))
+
+    def accept(self, input_ids: Sequence[int], *, field: str = "input_ids") -> EncodedCell:
+        """Check a cell given as token ids, and adapt it where it was encoded with the vocabulary that this one extends.
+
+        A wrong sequence would get an answer that looks like any other, so it is refused here.
+        """
+        ids = np.asarray(input_ids, dtype=np.int64)
+        if len(ids) and int(ids.max()) >= len(self.vocabulary):
+            raise InputError(field, f"token id {ids.max()}", f"ids below {len(self.vocabulary)}, the vocabulary's size")
+        if len(ids) > self.max_length:
+            raise InputError(field, f"{len(ids)} tokens", f"up to {self.max_length}, the model's input size")
+        adapted = self.vocabulary.adapt(ids, self.vocabulary.parent_digest)
+        self._check_order(adapted, field)
+        return EncodedCell(adapted)
+
+    def _check_order(self, ids: NDArray[np.int32], field: str) -> None:
+        vocabulary = self.vocabulary
+        is_gene = gene_mask(vocabulary, ids)
+        genes = ids[is_gene]
+        if len(genes) == 0:
+            raise InputError(field, "no gene", "at least one")
+        if len(np.unique(genes)) < len(genes):
+            values, times = np.unique(genes, return_counts=True)
+            raise InputError(field, f"token id {values[times > 1][0]} twice", "each gene once")
+        if vocabulary.cls_id is not None and ids[0] != vocabulary.cls_id:
+            raise InputError(field, f"{ids[0]} in front", f"{vocabulary.cls_id} (<cls>) in front")
+        front = int(vocabulary.cls_id is not None)
+        behind = int(vocabulary.eos_id is not None and ids[-1] == vocabulary.eos_id)
+        if len(genes) != len(ids) - front - behind:
+            misplaced = np.flatnonzero(~is_gene[front:]) + front
+            name = vocabulary.names[int(ids[misplaced[0]])]
+            raise InputError(f"{field}[{misplaced[0]}]", name, "a gene: special tokens only at the ends, no padding")
+
+    # ------------------------------------------------------------------ answers
+
+    def logits(self, sequences: Sequence[NDArray[np.integer]]) -> NDArray[np.float32]:
+        """Compute logits of encoded cells, shape (cells, labels)."""
+        return predict_logits(
+            self._classifier,
+            sequences,
+            self.vocabulary.pad_id,
+            execution=self.execution,
+            tokens_per_batch=self.tokens_per_batch,
+        )
+
+    def classify(self, sequences: Sequence[NDArray[np.integer]]) -> NDArray[np.float32]:
+        """Compute class probabilities of encoded cells, shape (cells, labels)."""
+        return probabilities(self.logits(sequences))
+
+    def perturb(
+        self,
+        input_ids: NDArray[np.integer],
+        genes: Sequence[str],
+        *,
+        perturbation: str = "delete",
+        together: bool = False,
+        states: Sequence[str] = (),
+    ) -> PerturbedCell:
+        """Perturb genes of an encoded cell and measure every event, as the screen does.
+
+        Parameters
+        ----------
+        input_ids
+            The cell, shape (length,).
+        genes
+            Names of genes; each is one event.
+        perturbation
+            ``delete`` so far.
+        together
+            Perturb all in one event.
+        states
+            Measure shifts towards these; without them similarities.
+        """
+        if self._trunk is None:
+            raise InputError(
+                "perturbation", "a model of one layer", "a model of two: the layer before the last is read"
+            )
+        keys = [self.vocabulary.resolve(gene, f"genes[{i}]") for i, gene in enumerate(genes)]
+        # A gene that was named twice, by id and by symbol, is one gene.
+        tokens = {self.vocabulary.tokens[key]: key for key in keys}
+        plan = PerturbationPlan(perturbation, tuple(tokens), together)
+        reading = Reading(states={state: self.states[state] for state in states})
+        shifts = shift_cell(
+            self._trunk, input_ids, plan, reading, self.vocabulary, tokens_per_batch=self.tokens_per_batch
+        )
+        events = cell_events(input_ids, plan, self.vocabulary)
+        perturbed = [row for batch in events.batches(max(1, len(events))) for row in batch.input_ids_EL]
+        computed = self.classify([np.asarray(input_ids), *perturbed[: len(shifts)]])
+        before_C, after_EC = computed[0], computed[1:]
+        present = set(np.asarray(input_ids).tolist())
+        left_out = events.positions_EG[len(shifts) :]
+        return PerturbedCell(
+            before_C,
+            [[tokens[int(token)] for token in event] for event in shifts.genes_EG],
+            shifts.values_ES,
+            after_EC - before_C,
+            [key for token, key in tokens.items() if token not in present],
+            [[tokens[int(token)] for token in events.input_ids[positions]] for positions in left_out],
+        )
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn logits into probabilities, along the last axis."""
+    return np.asarray(softmax(logits, axis=-1), dtype=np.float32)
+
+
+def _read_states(directory: Path, width: int) -> dict[str, NDArray[np.float32]]:
+    path = directory / STATES_FILE
+    if not path.exists():
+        return {}
+    content = storage.read_json(str(path), "model")
+    if not isinstance(content, dict):
+        raise InputError("model", str(path), "a JSON object of state -> list of floats")
+    return check_states(content, width, list(content))

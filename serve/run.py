@@ -1,0 +1,100 @@
+"""Start the service inside a running Ray, and stop it again."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+
+import geneformer_ray.distribute  # noqa: F401  (sets what Ray reads when it is imported)
+
+# isort: split
+import ray
+from ray import serve as ray_serve
+
+from geneformer_ray.compute.model_directory import model_vocabulary, read_config
+from geneformer_ray.errors import InputError
+from serve.app import build
+from serve.model import find_served_model
+from serve.settings import ServeSettings
+
+__all__ = ["free_port", "running"]
+
+APPLICATION = "geneformer"
+HOST = "127.0.0.1"
+READY_SECONDS = 30.0
+REQUEST_SECONDS = 60.0
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(settings: ServeSettings, port: int = 0) -> Iterator[str]:
+    """Serve inside the block.
+
+    Parameters
+    ----------
+    settings
+        As `ServeSettings.read` gives them.
+    port
+        Where to listen on 127.0.0.1; 0 picks a free port.
+
+    Yields
+    ------
+    str
+        The base URL, once the service is ready: ``http://127.0.0.1:PORT``.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be served, or Serve runs on this cluster already: its options could not be set, and stopping
+        it would end other applications.
+    RuntimeError
+        If Ray is not running, or the service does not become ready.
+    """
+    if not ray.is_initialized():
+        raise RuntimeError("Ray is not running in this process: use geneformer_ray.distribute.cluster.connected()")
+    there = ray_serve.status()
+    if there.proxies or there.applications:
+        raise InputError("Ray Serve", "running already on this cluster", "a cluster without it, or `serve deploy`")
+    # Said here in one line; a replica would be tried several times and end in its own trace.
+    found = find_served_model(settings.model, settings.tracking_uri)
+    model_vocabulary(found.directory, settings.vocabulary, read_config(found.directory, "model"))
+    application = build(settings.model_dump())
+    port = port or free_port()
+    ray_serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": HOST, "port": port, "request_timeout_s": REQUEST_SECONDS},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    try:
+        ray_serve.run(application, name=APPLICATION, route_prefix="/")
+        url = f"http://{HOST}:{port}"
+        _wait_until_ready(url)
+        yield url
+    finally:
+        ray_serve.shutdown()
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    answer = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            response = httpx.get(f"{url}/v2/health/ready", timeout=5)
+        except httpx.TransportError as error:
+            answer = str(error)
+        else:
+            if response.status_code == httpx.codes.OK:
+                return
+            answer = f"status {response.status_code}"
+        time.sleep(0.1)
+    raise RuntimeError(f"{url} is not ready after {READY_SECONDS:.0f} s: {answer}")
