@@ -8,6 +8,7 @@ JSON object: the job's summary.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -143,7 +144,10 @@ def main(kind: type[ConfigT], run: Callable[[ConfigT], dict[str, Any]], descript
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("geneformer_ray").setLevel(logging.INFO)
     try:
-        summary = run(parse(kind, description=description.strip(), prog=prog))
+        config = parse(kind, description=description.strip(), prog=prog)
+        # Standard output is the summary's alone, whatever libraries print.
+        with contextlib.redirect_stdout(sys.stderr):
+            summary = run(config)
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(2)

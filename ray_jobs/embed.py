@@ -11,7 +11,7 @@ from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import finished_items
 from geneformer_ray.distribute.cluster import connected, cpus_of_cluster
-from geneformer_ray.distribute.embed import EmbedWorker, embed_states, merge_gene_sums, row_items
+from geneformer_ray.distribute.embed import EmbedWorker, embed_states, merge_gene_sums, row_items, states_of_output
 from geneformer_ray.distribute.fan_out import Pool, fan_out
 from geneformer_ray.progress import Progress
 from ray_jobs.command_line import JobConfig, main, place
@@ -71,8 +71,13 @@ def run(config: EmbedConfig) -> dict[str, Any]:
                 progress.advance(counts["cells"])
         states = {}
         if config.state_column is not None:
-            kind = "mean" if config.embedding == "gene" else config.embedding
-            states = embed_states(cells, rows, runner, embedding=kind, state_column=config.state_column, pool=pool)
+            column = table.column(config.state_column, "--state-column").astype(str)
+            if config.embedding == "gene":
+                states = embed_states(
+                    cells, rows, runner, embedding="mean", state_column=config.state_column, pool=pool
+                )
+            else:
+                states = states_of_output(output, table.cell_ids, column)
             content = {state: vector.tolist() for state, vector in states.items()}
             storage.write_json(storage.join(output, "states.json"), content)
     summary: dict[str, Any] = {

@@ -17,7 +17,7 @@ from geneformer_ray.distribute.demo_service import served_answers
 from geneformer_ray.manage.demo import GROUPS, REGISTERED_MODEL, prepare
 from geneformer_ray.manage.quickstart_report import read_embeddings, write_quickstart_report
 from geneformer_ray.progress import say
-from ray_jobs import embed, finetune, pretrain, promote, screen, statistics, tokenize
+from ray_jobs import embed, finetune, pretrain, promote, screen, screen_flags, statistics, tokenize
 from ray_jobs.command_line import JobConfig, build, main, place
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def run(config: QuickstartConfig) -> dict[str, Any]:
         stage("embed", lambda: embed.run(build(embed.EmbedConfig, model | {
             "output": at("embeddings"), "state_column": "cell_type",
         })))  # fmt: skip
-        screened = stage("screen", lambda: screen.run(build(screen.ScreenConfig, model | SCREEN | {
+        screened = stage("screen", lambda: screen.run(build(screen_flags.ScreenConfig, model | SCREEN | {
             "output": at("screen"), "state_embeddings": at("embeddings", "states.json"),
         })))  # fmt: skip
         cell_map = Background(compute_umap, read_embeddings(at("embeddings"))[1])  # while serving starts

@@ -4,7 +4,8 @@ Ray's own package of that name is ``ray.serve``; it is imported as ``ray_serve``
 ``geneformer_ray``, and never the jobs.
 
 - ``settings``: what a service is started with; ``schemas``: what requests and answers look like
-- ``model``: a model opened for serving, usable without Ray; ``api``: the routes, without Ray too
+- ``found_model``: where a model lies; ``model``: a model opened for serving; ``errors`` and ``api``: limits and routes.
+  None of these needs Ray.
 - ``app``: the deployment, for ``serve run serve.app:app`` and ``serve deploy serve/config.yaml``
 - ``run``: starts the service inside a running Ray and stops it again
 """

@@ -20,7 +20,8 @@ from ray import serve as ray_serve
 
 from geneformer_ray.compute.execution import choose_execution, use_threads
 from serve.api import create_api
-from serve.model import ServedModel, find_served_model
+from serve.found_model import find_served_model
+from serve.model import ServedModel
 from serve.settings import ServeSettings
 
 __all__ = ["GeneformerService", "app", "build"]
@@ -76,7 +77,8 @@ class GeneformerService:
         # The event loop stays free for health checks and other requests; one thread, for forwards share the CPUs.
         self._worker = ThreadPoolExecutor(1, "model", initializer=use_threads, initargs=(settings.num_cpus,))
         batched: Any = self._batched_logits  # the decorator adds the setters
-        # A single cell may be longer than the budget; Serve refuses what does not fit a batch.
+        # A single cell may be longer than the budget; Serve refuses what does not fit a batch. (It takes the tokens
+        # for requests, and warns that they are more than max_ongoing_requests.)
         batched.set_max_batch_size(max(settings.batch_tokens, self.model.max_length))
         batched.set_batch_wait_timeout_s(settings.batch_wait_s)
 

@@ -1,10 +1,7 @@
-"""A model opened for serving: found, checked and loaded once, then asked. Nothing here knows of HTTP or Ray."""
+"""A model opened for serving: loaded once, then asked. Nothing here knows of HTTP or Ray."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,39 +14,20 @@ from geneformer_ray.compute.classifier import CellClassifier, predict_logits
 from geneformer_ray.compute.embedding import check_states
 from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import Execution, choose_execution
-from geneformer_ray.compute.model_directory import find_model, model_vocabulary, read_config
+from geneformer_ray.compute.model_directory import model_vocabulary, read_config
 from geneformer_ray.compute.perturbation import PerturbationPlan, cell_events
 from geneformer_ray.compute.shifts import Reading, shift_cell
 from geneformer_ray.data import storage
 from geneformer_ray.data.rank_value import RankValueEncoder
 from geneformer_ray.data.vocabulary import GeneVocabulary, gene_mask
 from geneformer_ray.errors import InputError
-from geneformer_ray.manage import registry
+from serve.found_model import FoundModel
 
-__all__ = ["EncodedCell", "FoundModel", "PerturbedCell", "ServedModel", "find_served_model"]
+__all__ = ["EncodedCell", "PerturbedCell", "ServedModel", "probabilities"]
 
 STATES_FILE = "states.json"
 # Perturbation reads the layer before the last, as the screen does by default; states.json holds that layer's means.
 LAYER = -1
-
-_REGISTERED = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))$")
-
-
-@dataclass(frozen=True)
-class FoundModel:
-    """Where a model lies, and what it is called.
-
-    Parameters
-    ----------
-    directory
-        Its local directory.
-    name, version
-        Its name and version in the registry; the directory's name and None for one that is not registered.
-    """
-
-    directory: Path
-    name: str
-    version: int | None
 
 
 @dataclass(frozen=True)
@@ -96,65 +74,13 @@ class PerturbedCell:
     without_comparison: list[list[str]]
 
 
-def find_served_model(model: str, tracking_uri: str | None = None) -> FoundModel:
-    """Find a model: a registered one, a directory, or a hub id.
-
-    Parameters
-    ----------
-    model
-        ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a directory or URI, or a hub id.
-    tracking_uri
-        The MLflow store of registered models; by default ``MLFLOW_TRACKING_URI``.
-    """
-    if not registry.is_registry_uri(model):
-        directory = find_model(model, "model")
-        return FoundModel(directory, directory.name, None)
-    match = _REGISTERED.match(model)
-    if match is None:
-        raise InputError("model", model, "models:/NAME@ALIAS or models:/NAME/VERSION")
-    _open_registry(tracking_uri)
-    name = match["name"]
-    # An alias can move between two questions: it is asked once, and everything else goes by the number.
-    version = int(match["version"]) if match["version"] else _version_of(name, match["alias"], model)
-    return FoundModel(registry.find_registered(f"models:/{name}/{version}", "model"), name, version)
-
-
-def _open_registry(tracking_uri: str | None) -> None:
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    file = uri.removeprefix("sqlite:///")
-    if not uri or (file != uri and not Path(file).exists()):
-        # MLflow would make an empty database, and several replicas that do so at once break it.
-        raise InputError("tracking_uri", uri or "nothing", "an MLflow store that exists, or a model directory as model")
-    # A replica's environment is its node's; the store was chosen where the service was started.
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    registry.open_store(str(Path.cwd() / "mlflow"))
-
-
-def _version_of(name: str, alias: str, model: str) -> int:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return int(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
-    except MlflowException as error:
-        raise InputError("model", model, f"a registered model ({str(error).splitlines()[0]})") from error
-
-
-def _digest(directory: Path) -> str:
-    """Hash the weights and the configuration, as the jobs do."""
-    sha = hashlib.sha256()
-    for file in [*sorted(directory.glob("*.safetensors")), directory / "config.json"]:
-        sha.update(file.read_bytes())
-    return sha.hexdigest()[:16]
-
-
 class ServedModel:
     """A classifier, its trunk for perturbations, its vocabulary and its states.
 
     Parameters
     ----------
     found
-        The model, as `find_served_model` gives it.
+        Where it lies.
     vocabulary
         Its vocabulary, where the directory carries none.
     execution
@@ -173,7 +99,7 @@ class ServedModel:
     ) -> None:
         config = read_config(found.directory, "model")
         self.name, self.version = found.name, found.version
-        self.digest = _digest(found.directory)
+        self.digest = found.digest
         self.execution = execution or choose_execution()
         self.tokens_per_batch = tokens_per_batch
         own = model_vocabulary(found.directory, vocabulary, config)
@@ -316,9 +242,7 @@ class ServedModel:
         tokens = {self.vocabulary.tokens[key]: key for key in keys}
         plan = PerturbationPlan(perturbation, tuple(tokens), together)
         reading = Reading(states={state: self.states[state] for state in states})
-        shifts = shift_cell(
-            self._trunk, input_ids, plan, reading, self.vocabulary, tokens_per_batch=self.tokens_per_batch
-        )
+        shifts = shift_cell(self._trunk, input_ids, plan, reading, self.vocabulary)
         events = cell_events(input_ids, plan, self.vocabulary)
         perturbed = [row for batch in events.batches(max(1, len(events))) for row in batch.input_ids_EL]
         computed = self.classify([np.asarray(input_ids), *perturbed[: len(shifts)]])

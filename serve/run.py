@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -14,11 +16,13 @@ import geneformer_ray.distribute  # noqa: F401  (sets what Ray reads when it is 
 # isort: split
 import ray
 from ray import serve as ray_serve
+from ray.serve.schema import LoggingConfig
 
 from geneformer_ray.compute.model_directory import model_vocabulary, read_config
 from geneformer_ray.errors import InputError
+from geneformer_ray.progress import say
 from serve.app import build
-from serve.model import find_served_model
+from serve.found_model import find_served_model
 from serve.settings import ServeSettings
 
 __all__ = ["free_port", "running"]
@@ -70,18 +74,24 @@ def running(settings: ServeSettings, port: int = 0) -> Iterator[str]:
     model_vocabulary(found.directory, settings.vocabulary, read_config(found.directory, "model"))
     application = build(settings.model_dump())
     port = port or free_port()
+    # Its own lines tell of its parts, and that a second look at them changes nothing.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     ray_serve.start(
         proxy_location="HeadOnly",
         http_options={"host": HOST, "port": port, "request_timeout_s": REQUEST_SECONDS},
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
+        logging_config=quiet,
     )
     try:
-        ray_serve.run(application, name=APPLICATION, route_prefix="/")
+        ray_serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
         url = f"http://{HOST}:{port}"
         _wait_until_ready(url)
+        say(f"Serve: {found.name}{'' if found.version is None else f' version {found.version}'} at {url}")
         yield url
     finally:
-        ray_serve.shutdown()
+        # Ray prints on standard output that the controller, told to end, ended; that is for a job's summary only.
+        with contextlib.redirect_stdout(sys.stderr):
+            ray_serve.shutdown()
 
 
 def _wait_until_ready(url: str) -> None:

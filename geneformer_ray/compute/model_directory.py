@@ -81,6 +81,7 @@ def load_weights(kind: type[ModelT], directory: Path, **options: Any) -> ModelT:
     """
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # a bar for a fraction of a second, in every worker
     try:
         loaded: ModelT = kind.from_pretrained(
             directory, attn_implementation="sdpa", use_safetensors=True, dtype=torch.float32, **options

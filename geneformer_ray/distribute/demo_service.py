@@ -40,7 +40,8 @@ def served_answers(output: str, champion: dict[str, Any], seed: int) -> dict[str
     Returns
     -------
     dict
-        ``equal``: whether all answers are within 1e-5 of the offline ones; ``largest_difference``; ``cells``, ``events``.
+        ``equal``: whether all answers are within 1e-5 of the offline ones; ``largest_difference``; ``cells`` and
+        ``events`` asked for.
     """
     # By its import path, as a Serve configuration names it: the library does not depend on the HTTP edge.
     serving = importlib.import_module("serve.run")

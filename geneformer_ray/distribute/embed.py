@@ -19,7 +19,7 @@ from geneformer_ray.progress import Progress
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["EmbedWorker", "embed_states", "merge_gene_sums", "row_items"]
+__all__ = ["EmbedWorker", "embed_states", "merge_gene_sums", "row_items", "states_of_output"]
 
 # Cells of one item: many enough that starting it costs nothing beside it.
 CELLS_PER_ITEM = 256
@@ -122,6 +122,34 @@ def embed_states(
         for state, (count, total) in parts[number].items():
             before = totals.get(state, (0, np.zeros(len(total))))
             totals[state] = (before[0] + count, before[1] + np.array(total))
+    return _means(totals)
+
+
+def states_of_output(output: str, cell_ids: NDArray[Any], states: NDArray[np.str_]) -> dict[str, NDArray[np.float32]]:
+    """Average the embeddings that a finished run wrote, by state; float32 of shape (width,) a state.
+
+    Parameters
+    ----------
+    output
+        The run's output.
+    cell_ids, states
+        Of the table's cells, shape (cells,).
+    """
+    state_of = dict(zip(cell_ids.tolist(), states.tolist(), strict=True))
+    totals: dict[str, tuple[int, NDArray[np.float64]]] = {}
+    for file in storage.list_files(storage.join(output, "embeddings"), ".parquet"):
+        filesystem, inside = storage.locate(file)
+        table = pq.read_table(inside, filesystem=filesystem)
+        values = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        there = np.array([state_of[cell_id] for cell_id in table["cell_id"].to_pylist()])
+        for state in np.unique(there):
+            chosen = values[there == state].astype(np.float64)
+            count, total = totals.get(str(state), (0, np.zeros(values.shape[1])))
+            totals[str(state)] = (count + len(chosen), total + chosen.sum(axis=0))
+    return _means(totals)
+
+
+def _means(totals: dict[str, tuple[int, NDArray[np.float64]]]) -> dict[str, NDArray[np.float32]]:
     return {state: (total / count).astype(np.float32) for state, (count, total) in sorted(totals.items())}
 
 

@@ -110,6 +110,7 @@ class _Trial:
             history.append(
                 {
                     "step": epoch + 1,
+                    "optimiser_steps": (epoch + 1) * steps / self.options.epochs,
                     "train_loss": loss / items,
                     "train_accuracy": correct / items,
                     "choosing_macro_f1": chosen["macro_f1"],

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ class Worker:
         self.share = Share(context.get_world_rank(), context.get_world_size())
         self.execution: Execution = choose_execution(config["precision"], cpus=config["cpus"], gpu=config["gpu"])
         self._board = config["board"]
+        self._told = 0.0
 
     @property
     def leads(self) -> bool:
@@ -86,7 +88,8 @@ class Worker:
 
     def tell(self, done: int, note: str) -> None:
         """Tell the driver how much is done."""
-        if self.leads:
+        if self.leads and time.monotonic() - self._told >= SECONDS_BETWEEN_POLLS:
+            self._told = time.monotonic()
             self._board.tell.remote(done, note)
 
     def gather(self, mine: Any) -> list[Any]:

@@ -24,7 +24,8 @@ class PyfuncClassifier(PythonModel):
         self.vocabulary = GeneVocabulary.load(str(directory))
         self.model = CellClassifier.load(directory, self.vocabulary)
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    # Without annotations: MLflow would take them for a schema of its own and warn about it.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Give each cell's probabilities, one column a label."""
         sequences = [
             self.vocabulary.adapt(np.asarray(ids, dtype=np.int32), self.vocabulary.parent_digest)

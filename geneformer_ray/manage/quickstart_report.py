@@ -24,9 +24,9 @@ __all__ = ["read_embeddings", "write_quickstart_report"]
 # Textbook markers: their deletion from an alpha cell has an expected sign in biology, if not in a toy model.
 MARKERS = {"alpha": ("ARX", "IRX2", "GCG"), "beta": ("PDX1", "MAFA", "NKX6-1", "INS")}
 NOT_BIOLOGY = (
-    "The ranking of a toy model is not biology. This model has two layers, was pretrained for seconds on 740 cells of one "
-    "donor, and reads the top 256 genes of a cell. The table shows that the machinery works; for findings, screen with a "
-    "model pretrained on millions of cells, cells of several donors, and a test in the laboratory."
+    "The ranking of a toy model is not biology. This model has two layers, was pretrained for seconds on 740 cells of "
+    "one donor, and reads the top 256 genes of a cell. The table shows that the machinery works; for findings, screen "
+    "with a model pretrained on millions of cells, cells of several donors, and a test in the laboratory."
 )
 
 
@@ -101,9 +101,9 @@ def _poolings(tuned: dict[str, Any], champion: dict[str, Any]) -> Section:
     return Section(
         "Which pooling?",
         (
-            "Geneformer V1 has no CLS token, so stock BERT classification reads the first gene of the cell. Here the same "
-            "head reads the first gene, a CLS token that is added and learned, or the mean over all genes. "
-            f"The champion, {champion['pooling']}, is the best by macro F1 on the choosing library; the figures are those "
+            "Geneformer V1 has no CLS token, so stock BERT classification reads the first gene of the cell. Here the "
+            "same head reads the first gene, a CLS token that is added and learned, or the mean over all genes. The "
+            f"champion, {champion['pooling']}, is the best by macro F1 on the choosing library; the figures are those "
             f"of the reporting library, which nothing was chosen on (there, {best} is best).\n\n"
             f"{len(tuned['labels'])} cell types; {counts['train']} cells of library {GROUPS['train']} train, "
             f"{counts['choose']} of {GROUPS['choose']} choose, {counts['report']} of {GROUPS['report']} report. "
@@ -164,11 +164,11 @@ def _screen(statistics: pd.DataFrame, summaries: dict[str, dict[str, Any]]) -> S
     return Section(
         "Deleting genes from alpha cells",
         (
-            f"Every gene that at least 30 alpha cells hold among their top 256 was deleted from each of them: "
-            f"{screened['events']:,} deletions in {screened['cells']} cells. A shift is the change of the cosine between "
-            "the mean of the cell's other genes and the mean beta cell: the effect on context, not the loss of the gene's "
-            f"own term. {int(statistics['significant'].sum())} of {len(statistics)} genes differ from the pool of all "
-            "genes (rank-sum test, FDR below 0.05)."
+            "Every gene that at least 30 alpha cells hold among their top 256 was deleted from each of them: "
+            f"{screened['events']:,} deletions in {screened['cells']} cells. A shift is the change of the cosine "
+            "between the mean of the cell's other genes and the mean beta cell: the effect on context, not the loss of "
+            f"the gene's own term. {int(statistics['significant'].sum())} of {len(statistics)} genes differ from the "
+            "pool of all genes (rank-sum test, FDR below 0.05)."
         ),
         figure=Picture(plots.volcano(statistics, "beta"), "Volcano plot of shift towards beta against FDR"),
         note=NOT_BIOLOGY,
@@ -188,7 +188,7 @@ def _genes(statistics: pd.DataFrame) -> Section:
             f"away. Markers to look for: {', '.join(MARKERS['alpha'])} (alpha), {', '.join(MARKERS['beta'])} (beta). "
             + found
         ),
-        figure=Picture(plots.ranked_bars(statistics, "beta"), "Bars of the strongest shifts towards and away from beta"),
+        figure=Picture(plots.ranked_bars(statistics, "beta"), "Bars of the strongest shifts to and from beta"),
         table=Table(
             pd.concat([ranked.head(10), ranked.tail(10)])[columns],
             "Effect: the gene's mean shift less the pool's, in standard deviations of the pool, with its 95 % interval "
@@ -206,9 +206,9 @@ def _how(summaries: dict[str, dict[str, Any]]) -> Section:
     return Section(
         "How it was made",
         (
-            f"Vocabulary: {summaries['data']['vocabulary_size']:,} tokens, medians from library {GROUPS['train']} alone. "
-            f"Pretraining: masked-gene loss {pretrained['validation_loss']:.2f} on held-out cells (a uniform guess would be "
-            f"{np.log(summaries['data']['vocabulary_size']):.2f}). Runs, figures and models are in MLflow: "
+            f"Vocabulary: {summaries['data']['vocabulary_size']:,} tokens, medians from library {GROUPS['train']} "
+            f"alone. Pretraining: masked-gene loss {pretrained['validation_loss']:.2f} on held-out cells (a uniform guess "
+            f"would be {np.log(summaries['data']['vocabulary_size']):.2f}). Runs, figures and models are in MLflow: "
             f"{summaries['finetune']['mlflow']}."
         ),
     )

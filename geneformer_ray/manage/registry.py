@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ def open_store(default_directory: str) -> str:
     Parameters
     ----------
     default_directory
-        Where ``mlflow.db`` and the artifacts go without ``MLFLOW_TRACKING_URI``; an absolute local path.
+        Where ``mlflow.db`` goes without ``MLFLOW_TRACKING_URI``; an absolute local path.
     """
     import logging
 
@@ -63,13 +64,13 @@ def open_store(default_directory: str) -> str:
     # Its own lines say what ours say again: which version was made, and that the package itself is a requirement.
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{default_directory}/mlflow.db")
     artifacts = None
-    if not uri:
-        Path(default_directory).mkdir(parents=True, exist_ok=True)
-        uri = f"sqlite:///{default_directory}/mlflow.db"
-        artifacts = f"file://{default_directory}/artifacts"
-        os.environ["MLFLOW_TRACKING_URI"] = uri
+    if uri.startswith("sqlite:///"):
+        # Beside the database: MLflow's own default would be the working directory of whoever comes first.
+        folder = Path(uri.removeprefix("sqlite:///")).absolute().parent
+        folder.mkdir(parents=True, exist_ok=True)
+        artifacts = (folder / "artifacts").as_uri()
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient()
     if client.get_experiment_by_name(EXPERIMENT) is None:
@@ -135,21 +136,26 @@ def register(run_id: str, directory: Path, name: str, tags: Mapping[str, str]) -
         Metrics and digests of the version.
     """
     import mlflow
+    from mlflow.exceptions import MlflowException
 
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # An example would have MLflow load the model and predict, for every version; the signature says it all.
+        warnings.filterwarnings("ignore", "(?s).*An input example was not provided")
         info = mlflow.pyfunc.log_model(
             name="classifier",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"model": str(directory)},
             pip_requirements=["geneformer-ray"],
             signature=_signature(),
-            registered_model_name=name,
         )
     client = mlflow.MlflowClient()
-    version = str(info.registered_model_version)
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, str(value))
-    return ModelVersion(name, int(version), dict(tags), run_id)
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        client.create_registered_model(name)
+    texts = {key: str(value) for key, value in tags.items()}
+    made = client.create_model_version(name, info.model_uri, run_id=run_id, tags=texts, model_id=info.model_id)
+    return ModelVersion(name, int(made.version), texts, run_id)
 
 
 def _signature() -> Any:

@@ -153,8 +153,8 @@ def _log(record: Record, pooling: str, seed: int, scores: dict[str, dict[str, An
 def curve_of(name: str, history: list[dict[str, float]]) -> plots.TrainingCurve:
     """Give a trial's history as the curves that are drawn."""
     frame = pd.DataFrame(history)
-    steps = frame["step"].tolist()
-    return plots.TrainingCurve(name, steps, frame["train_loss"].tolist(), steps, frame["choosing_macro_f1"].tolist())
+    steps, epochs = frame["optimiser_steps"].tolist(), frame["step"].tolist()
+    return plots.TrainingCurve(name, steps, frame["train_loss"].tolist(), epochs, frame["choosing_macro_f1"].tolist())
 
 
 def _flat(scores: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -25,7 +25,8 @@ from geneformer_ray.data.rank_value import RankValueEncoder
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError, UnknownGeneError
 from serve.api import create_api
-from serve.model import FoundModel, ServedModel, find_served_model
+from serve.found_model import FoundModel, find_served_model
+from serve.model import ServedModel
 from serve.settings import ServeSettings
 
 LABELS = ["alpha", "beta", "delta", "ductal"]
