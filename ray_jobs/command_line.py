@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -53,7 +53,9 @@ def _add_flags(parser: argparse.ArgumentParser, kind: type[JobConfig]) -> None:
         text = field.description or ""
         if field.is_required():
             text += " (required)"
-        elif field.default not in (None, False, "", (), {}):
+        elif isinstance(field.default, bool):
+            text += f" (default: {str(field.default).lower()})"
+        elif field.default not in (None, "", (), {}):
             default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
             text += f" (default: {default})"
         extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
@@ -72,13 +74,16 @@ def _add_flags(parser: argparse.ArgumentParser, kind: type[JobConfig]) -> None:
 def _from_text(kind: type[JobConfig], name: str, value: Any) -> Any:
     """Split what a flag holds into what the field takes: commas for lists, COLUMN=A,B for mappings."""
     annotation = kind.model_fields[name].annotation
+    if get_origin(annotation) is Literal and isinstance(value, str):
+        # pydantic takes a Literal's values as they are: the text -1 is not the number.
+        return {str(choice): choice for choice in get_args(annotation)}.get(value, value)
     several = get_origin(annotation) is tuple or any(get_origin(part) is tuple for part in get_args(annotation))
     if several and isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     if get_origin(annotation) is dict and not isinstance(value, dict):
         pairs = {}
-        for text in [value] if isinstance(value, str) else value:
-            key, equals, values = text.partition("=")
+        for text in value if isinstance(value, list) else [value]:
+            key, equals, values = str(text).partition("=")
             if not equals or not key or not values:
                 raise InputError(_flag(name), text, "COLUMN=A,B")
             pairs[key] = values.split(",")

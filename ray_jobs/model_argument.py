@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from geneformer_ray.compute.model_directory import find_model, model_vocabulary, read_config
+from geneformer_ray.compute.model_directory import find_model, model_vocabulary, read_config, weights_digest
 from geneformer_ray.data import storage
 from geneformer_ray.errors import InputError
 from geneformer_ray.manage.registry import find_registered, is_registry_uri, open_store
@@ -47,10 +46,7 @@ class OpenedModel:
     @property
     def digest(self) -> str:
         """A hash of the weights and the configuration."""
-        sha = hashlib.sha256()
-        for file in [*sorted(self.directory.glob("*.safetensors")), self.directory / "config.json"]:
-            sha.update(file.read_bytes())
-        return sha.hexdigest()[:16]
+        return weights_digest(self.directory)
 
     @property
     def width(self) -> int:

@@ -70,7 +70,7 @@ def run(config: ScreenConfig) -> dict[str, Any]:
         **named,
     }
     storage.claim_output(output, record, overwrite=config.overwrite, resume=True)
-    model.vocabulary.save(output)
+    model.vocabulary.save(storage.join(output, "_vocabulary"))
     with connected():
         pool = Pool(1, cpus_of_cluster())
         states = _states(config, table, model, pool)

@@ -61,7 +61,7 @@ def run(config: StatisticsConfig) -> dict[str, Any]:
         **config.model_dump(mode="json", exclude={"overwrite", "output", "shifts"}),
     }
     storage.claim_output(output, plan, overwrite=config.overwrite)
-    vocabulary = GeneVocabulary.load(shifts, "--shifts")
+    vocabulary = GeneVocabulary.load(storage.join(shifts, "_vocabulary"), "--shifts")
     filesystem, inside = storage.locate(storage.join(shifts, "cell_shifts"))
     table = goal_shift_table(
         ds.dataset(inside, filesystem=filesystem, format="parquet"),

@@ -82,7 +82,7 @@ def run(config: TokenizeConfig) -> dict[str, Any]:
         for counts in fan_out(TokenizeWorker, options, todo, Pool(1, cpus_of_cluster())):
             done[counts["item"]] = counts
             progress.advance(counts["cells_in"])
-    vocabulary.save(output)
+    vocabulary.save(storage.join(output, "_vocabulary"))
     summary = {
         name: sum(counts[name] for counts in done.values()) for name in ("cells_in", "cells", "rejected", "truncated")
     }
@@ -92,7 +92,7 @@ def run(config: TokenizeConfig) -> dict[str, Any]:
         "genes_unmatched_examples": unmatched[:5],
         "vocabulary": vocabulary.digest,
         "output": output,
-        "tables": {"cells": output, "rejects": storage.join(output, "rejects")},
+        "tables": {"cells": output, "rejects": storage.join(output, "_rejects")},
     }
     storage.finish_output(output, plan, summary)
     return summary

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from geneformer_ray.compute.model_directory import find_model
+from geneformer_ray.compute.model_directory import find_model, weights_digest
 from geneformer_ray.errors import InputError
 from geneformer_ray.manage import registry
 
@@ -36,10 +35,7 @@ class FoundModel:
     @property
     def digest(self) -> str:
         """A hash of the weights and the configuration, as the jobs make it."""
-        sha = hashlib.sha256()
-        for file in [*sorted(self.directory.glob("*.safetensors")), self.directory / "config.json"]:
-            sha.update(file.read_bytes())
-        return sha.hexdigest()[:16]
+        return weights_digest(self.directory)
 
 
 def find_served_model(model: str, tracking_uri: str | None = None) -> FoundModel:
@@ -77,10 +73,7 @@ def _open_registry(tracking_uri: str | None) -> None:
 
 
 def _version_of(name: str, alias: str, model: str) -> int:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return int(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
-    except MlflowException as error:
-        raise InputError("model", model, f"a registered model ({str(error).splitlines()[0]})") from error
+    version = registry.version_of_alias(name, alias)
+    if version is None:
+        raise InputError("model", model, f"a registered model with the alias {alias}")
+    return version

@@ -17,6 +17,7 @@ from geneformer_ray.compute.pretraining import new_model
 from geneformer_ray.data.vocabulary import GeneVocabulary
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+MEDIANS = {f"GENE{number:02d}": 1.0 + number / 7 for number in range(40)}
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +31,29 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def vocabulary() -> GeneVocabulary:
     """Forty genes without special tokens beyond pad and mask, sixteen positions."""
-    medians = {f"GENE{number:02d}": 1.0 + number / 7 for number in range(40)}
-    return GeneVocabulary.from_medians(medians, max_length=16)
+    return GeneVocabulary.from_medians(MEDIANS, max_length=16)
+
+
+@pytest.fixture(scope="session")
+def special_vocabulary() -> GeneVocabulary:
+    """The same genes behind ``<cls>`` and ``<eos>`` as V2's are, eighteen positions."""
+    names = ["<pad>", "<mask>", "<cls>", "<eos>", *sorted(MEDIANS)]
+    return GeneVocabulary({name: number for number, name in enumerate(names)}, medians=MEDIANS, max_length=18)
 
 
 @pytest.fixture(scope="session")
 def model_directory(vocabulary: GeneVocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny masked-gene model with large random weights, so that mistakes show."""
+    return _random_model(vocabulary, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def special_model_directory(special_vocabulary: GeneVocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with ``<cls>`` and ``<eos>``."""
+    return _random_model(special_vocabulary, tmp_path_factory.mktemp("special_model"))
+
+
+def _random_model(vocabulary: GeneVocabulary, directory: Path) -> Path:
     import torch
 
     from geneformer_ray.compute.model_directory import save_model
@@ -47,7 +64,6 @@ def model_directory(vocabulary: GeneVocabulary, tmp_path_factory: pytest.TempPat
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(std=0.4)
-    directory = tmp_path_factory.mktemp("model")
     save_model(model, vocabulary, directory)
     return directory
 

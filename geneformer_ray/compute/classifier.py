@@ -57,8 +57,6 @@ class CellClassifier(BertForSequenceClassification):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.pooling = check_pooling(getattr(config, "pooling", ""), "config.json: pooling")
-        special = torch.tensor(sorted(getattr(config, "special_ids", [])), dtype=torch.long)
-        self.register_buffer("special_ids", special, persistent=False)
 
     def pool(self, hidden_BLD: torch.Tensor, input_ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
         """Give the vector that enters the head: shape (batch, width)."""
@@ -66,7 +64,9 @@ class CellClassifier(BertForSequenceClassification):
             return hidden_BLD[:, 0]
         if self.pooling == "first_gene":
             return hidden_BLD[:, 1 if self.config.has_cls else 0]
-        return mean_over_genes(hidden_BLD, input_ids_BL, mask_BL, self.special_ids)
+        # From the configuration: from_pretrained leaves a buffer that the weights do not hold uninitialised.
+        special_ids = torch.tensor(self.config.special_ids, device=input_ids_BL.device)
+        return mean_over_genes(hidden_BLD, input_ids_BL, mask_BL, special_ids)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
         """Compute logits of shape (batch, labels) from token ids and mask of shape (batch, length)."""
@@ -93,7 +93,7 @@ class CellClassifier(BertForSequenceClassification):
     def load(cls, directory: Path, vocabulary: GeneVocabulary, flag: str = "--model") -> CellClassifier:
         """Load a classifier directory with the pooling it was trained with; a stock one by what its position 0 is."""
         config = model_directory.read_config(directory, flag)
-        if "BertForSequenceClassification" not in (config.architectures or []) and not hasattr(config, "pooling"):
+        if not _is_classifier(config):
             raise InputError(flag, f"{directory}, which is no classifier", "a classifier that finetune made")
         if not hasattr(config, "pooling"):
             _describe(config, stock_pooling(vocabulary), vocabulary)
@@ -122,6 +122,10 @@ def mean_over_genes(
     genes_BL = mask_BL.bool() & ~torch.isin(input_ids_BL, special_ids)
     weights_BL1 = genes_BL.to(hidden_BLD.dtype)[:, :, None]
     return (hidden_BLD * weights_BL1).sum(dim=1) / weights_BL1.sum(dim=1).clamp(min=1)
+
+
+def _is_classifier(config: BertConfig) -> bool:
+    return hasattr(config, "pooling") or "BertForSequenceClassification" in (config.architectures or [])
 
 
 def _describe(config: BertConfig, pooling: str, vocabulary: GeneVocabulary) -> None:
@@ -154,12 +158,14 @@ def new_classifier(
         The vocabulary that the classifier uses: extended by ``<cls>`` where that was needed.
     """
     config = model_directory.read_config(directory)
+    former_head = _is_classifier(config)
     _describe(config, check_pooling(pooling), vocabulary)
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.attention_probs_dropout_prob = attention_dropout
-    model = model_directory.load_weights(CellClassifier, directory, config=config)
+    # The head of a former task may have another number of labels.
+    model = model_directory.load_weights(CellClassifier, directory, config=config, ignore_mismatched_sizes=former_head)
     # A head of the trunk's own former task would be a head start that the other poolings do not have.
     for module in (model.bert.pooler.dense, model.classifier):
         nn.init.normal_(module.weight, std=config.initializer_range)
@@ -168,7 +174,6 @@ def new_classifier(
         vocabulary = vocabulary.with_cls()
         add_token(model.bert, vocabulary)
         _describe(model.config, pooling, vocabulary)
-        model.special_ids = torch.tensor(sorted(vocabulary.special_ids))
     return model, vocabulary
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +18,7 @@ from geneformer_ray.errors import InputError, VocabularyMismatch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["find_model", "load_weights", "model_vocabulary", "read_config", "save_model"]
+__all__ = ["find_model", "load_weights", "model_vocabulary", "read_config", "save_model", "weights_digest"]
 
 ModelT = TypeVar("ModelT", bound="PreTrainedModel")
 
@@ -49,13 +50,13 @@ def find_model(model: str, flag: str = "--model") -> Path:
 
 def _from_hub(repo: str, folder: str | None, revision: str | None, model: str, flag: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     below = f"{folder.rstrip('/')}/" if folder else ""
     patterns = [f"{below}config.json", f"{below}*.safetensors", f"{below}vocabulary.json"]
     try:
         snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             flag, model, f"a directory that exists, or a hub id that can be reached ({first_line})"
@@ -66,10 +67,9 @@ def _from_hub(repo: str, folder: str | None, revision: str | None, model: str, f
 def read_config(directory: Path, flag: str = "--model") -> BertConfig:
     """Read a model's ``config.json`` and check that it is a BERT."""
     content = storage.read_json(str(directory / "config.json"), flag)
-    if content.get("model_type") != "bert":
-        raise InputError(
-            flag, f"a {content.get('model_type')} model in {directory}", "a BERT model (Geneformer's kind)"
-        )
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind != "bert":
+        raise InputError(flag, f"a {kind} model in {directory}", "a BERT model (Geneformer's kind)")
     return BertConfig.from_pretrained(directory)
 
 
@@ -120,6 +120,16 @@ def model_vocabulary(directory: Path, given: str | None, config: BertConfig) -> 
         got = f"a vocabulary of {len(vocabulary)} tokens"
         raise VocabularyMismatch("--vocabulary", got, f"one of {config.vocab_size}, the model's size")
     return vocabulary
+
+
+def weights_digest(directory: Path) -> str:
+    """Hash a model's weights and configuration: two directories with the same digest give the same numbers."""
+    sha = hashlib.sha256()
+    for file in [*sorted(directory.glob("*.safetensors")), directory / "config.json"]:
+        with file.open("rb") as stream:
+            while block := stream.read(2**20):
+                sha.update(block)
+    return sha.hexdigest()[:16]
 
 
 def save_model(model: PreTrainedModel, vocabulary: GeneVocabulary, directory: Path) -> None:

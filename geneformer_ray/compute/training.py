@@ -228,7 +228,7 @@ def drop_genes(
     dropped = []
     for ids in sequences:
         genes = np.flatnonzero(gene_mask(vocabulary, ids))
-        gone = rng.choice(genes, min(len(genes) - 1, round(share * len(genes))), replace=False)
+        gone = rng.choice(genes, min(max(0, len(genes) - 1), round(share * len(genes))), replace=False)
         dropped.append(np.delete(ids, gone))
     return dropped
 

@@ -66,7 +66,8 @@ def training_steps(
     seed, epoch, workers
         The plan is a pure function of these and the lengths, so a resumed run sees the same order.
     tokens_per_batch
-        Padded tokens of one worker's batch.
+        Padded tokens of one worker's batch. It is passed only by a cell that is longer alone, and where too few cells
+        are left to give every worker one.
 
     Returns
     -------
@@ -82,24 +83,26 @@ def training_steps(
     mean = max(1.0, float(lengths.mean()))
     window = max(workers, int(WINDOW_BATCHES * workers * tokens_per_batch / mean))
     batches: list[NDArray[np.int64]] = []
-    for start in range(0, len(shuffled), window):
-        block = shuffled[start : start + window]
+    # The last window takes in what is left over: a few cells alone would not reach every worker.
+    for block in np.split(shuffled, range(window, len(shuffled) - workers + 1, window)):
         block = block[np.argsort(-lengths[block], kind="stable")]
         # One global batch a step, dealt out in turn: the workers' batches have nearly the same lengths.
-        for batch in _cut(block, lengths, tokens_per_batch * workers):
-            if len(batch) < workers and batches:
-                batches[-1] = np.concatenate([batches[-1], batch])
-            else:
-                batches.append(batch)
+        batches += _cut(block, lengths, tokens_per_batch, workers)
     # Shuffled, else every window would run from long cells to short ones.
     return [[batches[i][rank::workers] for rank in range(workers)] for i in rng.permutation(len(batches))]
 
 
-def _cut(order: NDArray[np.int64], lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.int64]]:
-    """Cut an order of falling lengths into runs whose padded size stays within a budget."""
+def _cut(
+    order: NDArray[np.int64], lengths: NDArray[np.integer], tokens: int, workers: int = 1
+) -> list[NDArray[np.int64]]:
+    """Cut an order of falling lengths into runs whose padded size stays within each worker's budget."""
     batches, start = [], 0
     while start < len(order):
-        size = max(1, tokens // max(1, int(lengths[order[start]])))
+        size = workers * max(1, tokens // max(1, int(lengths[order[start]])))
+        missing = workers - (len(order) - start - size)
+        if 0 < missing < workers:
+            # The next run would leave a worker without a cell: hand it some of these, or take it in.
+            size += workers - missing if size < workers + missing else -missing
         batches.append(order[start : start + size].astype(np.int64))
         start += size
     return batches

@@ -67,7 +67,8 @@ class CellTable:
         if not storage.exists(path):
             raise InputError(flag, path, "a directory of Parquet files, one file, or a saved Hugging Face dataset")
         self._dataset: Any = None
-        if storage.is_directory(path) and storage.exists(storage.join(path, "dataset_info.json")):
+        saved = ("dataset_info.json", "dataset_dict.json")
+        if storage.is_directory(path) and any(storage.exists(storage.join(path, name)) for name in saved):
             self._open_hugging_face()
         else:
             self._open_parquet()
@@ -201,7 +202,7 @@ class CellTable:
     def _whole(self, columns: list[str]) -> pa.Table:
         if self._dataset is not None:
             return self._dataset.select_columns(columns)[:]
-        return pa.concat_tables([self._parquet(file).read(columns=columns) for file in self.files])
+        return _concat([self._parquet(file).read(columns=columns) for file in self.files])
 
     def _take_sorted(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
         if self._dataset is not None:
@@ -213,7 +214,7 @@ class CellTable:
                 parts.append(self._take_from_file(self._parquet(file), inside, columns))
         if not parts:
             return self.schema.empty_table().select(columns)
-        return pa.concat_tables(parts)
+        return _concat(parts)
 
     @staticmethod
     def _take_from_file(file: pq.ParquetFile, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
@@ -234,6 +235,11 @@ class CellTable:
             values = [pc.max(chunk.flatten()).as_py() for chunk in self._whole(["input_ids"])["input_ids"].chunks]
             highest = max((value for value in values if value is not None), default=None)
         vocabulary.check_cells(self.vocabulary_digest, highest)
+
+
+def _concat(tables: list[pa.Table]) -> pa.Table:
+    # Permissive: a column that is empty in one file has no type there, and widths of integers may differ.
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def cells_schema(vocabulary_digest: str, columns: Mapping[str, pa.DataType] | None = None) -> pa.Schema:

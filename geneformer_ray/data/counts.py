@@ -106,7 +106,12 @@ class CountFile:
         matrix = sparse.csr_array(rows)
         self._check_counts(matrix)
         computed = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
-        totals = self.obs["n_counts"].to_numpy(np.float64)[start:stop] if "n_counts" in self.obs else computed
+        totals = computed
+        if "n_counts" in self.obs:
+            totals = self.obs["n_counts"].to_numpy(np.float64)[start:stop]
+            if not (np.isfinite(totals) & ((totals > 0) | (computed == 0))).all():
+                got = f"an n_counts of {self.path} that is not finite, or not above 0"
+                raise InputError("--input", got, "each cell's total of counts, or no obs column of that name")
         return CountBlock(self.cell_ids[start:stop], matrix, totals, self.obs.iloc[start:stop][list(obs_columns)])
 
     def _check_layout(self, element: h5py.Group | h5py.Dataset, n_genes: int) -> None:

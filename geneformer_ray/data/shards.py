@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["finished_items", "mark_finished", "write_shard"]
 
-PROGRESS = "progress"
+PROGRESS = "_progress"
 
 
 def write_shard(output: str, table_name: str, number: int, table: pa.Table) -> None:

@@ -34,7 +34,8 @@ __all__ = [
     "write_json",
 ]
 
-MANIFEST = "manifest.json"
+# Names that begin with an underscore are passed over by readers of Parquet directories.
+MANIFEST = "_manifest.json"
 
 
 def is_uri(path: str) -> bool:
@@ -138,7 +139,7 @@ def claim_output(path: str, plan: dict[str, Any], *, overwrite: bool, resume: bo
     path
         The output directory.
     plan
-        What determines the rows (options, digests); kept in ``manifest.json``.
+        What determines the rows (options, digests); kept in ``_manifest.json``.
     overwrite
         Delete what lies there.
     resume

@@ -249,12 +249,15 @@ class GeneVocabulary:
             raise InputError(flag, path, "a JSON object of token -> id")
         if content.get("format") != FORMAT:
             return cls(_checked_tokens(content, path, flag))
+        max_length = content.get("max_length", 0)
+        if type(max_length) is not int:
+            raise InputError(flag, f"the max_length {max_length!r} of {path}", "a whole number of tokens")
         vocabulary = cls(
             _checked_tokens(content.get("tokens"), path, flag),
             medians=_checked_medians(content.get("medians", {}), path, flag),
-            symbols=content.get("symbols", {}),
-            mapping=content.get("mapping", {}),
-            max_length=int(content.get("max_length", 0)),
+            symbols=_checked_names(content.get("symbols", {}), path, flag),
+            mapping=_checked_names(content.get("mapping", {}), path, flag),
+            max_length=max_length,
             parent_digest=content.get("parent_digest"),
         )
         if content.get("digest") not in (None, vocabulary.digest):
@@ -268,18 +271,16 @@ class GeneVocabulary:
             if any("token_dictionary" in name for name in storage.list_files(path, ".pkl")):
                 raise NotThereYetError.flag(flag, f"the pickles of {path}", "JSON dictionaries so far")
             raise InputError(flag, path, f"a directory with {FILE_NAME} or upstream's token_dictionary*.json")
-        optional = {
-            name: _upstream_file(path, name)
-            for name in ("gene_median_dictionary", "gene_name_id_dict", "ensembl_mapping_dict")
-        }
-        medians, names, mapping = (storage.read_json(file, flag) if file else {} for file in optional.values())
+        medians = _checked_medians(*_upstream_content(path, "gene_median_dictionary", flag), flag)
+        names = _checked_names(*_upstream_content(path, "gene_name_id_dict", flag), flag)
+        mapping = _checked_names(*_upstream_content(path, "ensembl_mapping_dict", flag), flag)
         # Upstream's file maps symbol -> Ensembl id; several symbols may name one gene: keep the first.
         symbols: dict[str, str] = {}
         for symbol, gene in names.items():
             symbols.setdefault(gene, symbol)
         return cls(
             _checked_tokens(storage.read_json(tokens, flag), tokens, flag),
-            medians=_checked_medians(medians, path, flag),
+            medians=medians,
             symbols=symbols,
             mapping=mapping,
         )
@@ -290,6 +291,11 @@ def _upstream_file(path: str, stem: str) -> str | None:
     return found[0] if found else None
 
 
+def _upstream_content(path: str, stem: str, flag: str) -> tuple[Any, str]:
+    file = _upstream_file(path, stem)
+    return (storage.read_json(file, flag), file) if file else ({}, path)
+
+
 def _checked_tokens(content: Any, path: str, flag: str) -> dict[str, int]:
     valid = isinstance(content, dict) and all(type(value) is int for value in content.values())
     if not valid or not content:
@@ -298,13 +304,19 @@ def _checked_tokens(content: Any, path: str, flag: str) -> dict[str, int]:
 
 
 def _checked_medians(content: Any, path: str, flag: str) -> dict[str, float]:
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(type(value) in (int, float) for value in content.values()):
         raise InputError(flag, path, "medians as a JSON object of gene -> number")
     medians = {gene: float(value) for gene, value in content.items()}
     bad = [gene for gene, value in medians.items() if not (np.isfinite(value) and value > 0)]
     if bad:
         raise InputError(flag, f"the median {medians[bad[0]]} of {bad[0]} in {path}", "finite medians above 0")
     return medians
+
+
+def _checked_names(content: Any, path: str, flag: str) -> dict[str, str]:
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise InputError(flag, path, "symbols and ids as JSON objects of name -> name")
+    return content
 
 
 def gene_mask(vocabulary: GeneVocabulary, input_ids: NDArray[np.integer]) -> NDArray[np.bool_]:

@@ -105,7 +105,7 @@ class TokenizeWorker:
         rejected = [cell_id for cell_id, keep in zip(ids, kept, strict=True) if not keep]
         if rejected:
             reasons = ["no expressed gene that the vocabulary knows"] * len(rejected)
-            write_shard(self.output, "rejects", item["item"], pa.table({"cell_id": rejected, "reason": reasons}))
+            write_shard(self.output, "_rejects", item["item"], pa.table({"cell_id": rejected, "reason": reasons}))
         room = self.vocabulary.max_length - (self.vocabulary.cls_id is not None) - (self.vocabulary.eos_id is not None)
         counts = {
             "cells_in": len(ids),

@@ -24,8 +24,7 @@ class PyfuncClassifier(PythonModel):
         self.vocabulary = GeneVocabulary.load(str(directory))
         self.model = CellClassifier.load(directory, self.vocabulary)
 
-    # Without annotations: MLflow would take them for a schema of its own and warn about it.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Give each cell's probabilities, one column a label."""
         sequences = [
             self.vocabulary.adapt(np.asarray(ids, dtype=np.int32), self.vocabulary.parent_digest)

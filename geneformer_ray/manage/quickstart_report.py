@@ -207,8 +207,8 @@ def _how(summaries: dict[str, dict[str, Any]]) -> Section:
         "How it was made",
         (
             f"Vocabulary: {summaries['data']['vocabulary_size']:,} tokens, medians from library {GROUPS['train']} "
-            f"alone. Pretraining: masked-gene loss {pretrained['validation_loss']:.2f} on held-out cells (a uniform guess "
-            f"would be {np.log(summaries['data']['vocabulary_size']):.2f}). Runs, figures and models are in MLflow: "
+            f"alone. Pretraining: masked-gene loss {pretrained['validation_loss']:.2f} on held-out cells (a uniform "
+            f"guess would be {np.log(summaries['data']['vocabulary_size']):.2f}). Runs, figures and models are in MLflow: "
             f"{summaries['finetune']['mlflow']}."
         ),
     )

@@ -26,6 +26,7 @@ __all__ = [
     "promote",
     "register",
     "rollback",
+    "version_of_alias",
 ]
 
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -197,7 +198,8 @@ def _versions(name: str) -> list[ModelVersion]:
     return sorted(versions, key=lambda item: item.version)
 
 
-def _by_alias(name: str, alias: str) -> int | None:
+def version_of_alias(name: str, alias: str) -> int | None:
+    """Give the version that an alias names, None where there is none."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -236,7 +238,7 @@ def promote(name: str, version: int | None = None) -> tuple[ModelVersion, int | 
             raise InputError("--version", version, f"one of {', '.join(str(item.version) for item in versions)}")
         chosen = matching[0]
     client = mlflow.MlflowClient()
-    former = _by_alias(name, CHAMPION)
+    former = version_of_alias(name, CHAMPION)
     if former is not None and former != chosen.version:
         client.set_registered_model_alias(name, PREVIOUS, str(former))
     client.set_registered_model_alias(name, CHAMPION, str(chosen.version))
@@ -246,7 +248,7 @@ def promote(name: str, version: int | None = None) -> tuple[ModelVersion, int | 
 def rollback(name: str) -> tuple[ModelVersion, int | None]:
     """Make the previous champion the champion again; the two change places."""
     _versions(name)
-    previous = _by_alias(name, PREVIOUS)
+    previous = version_of_alias(name, PREVIOUS)
     if previous is None:
         raise InputError("--rollback", f"{name} without a previous champion", "a model that was promoted twice")
     return promote(name, previous)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import anndata
 import numpy as np
@@ -15,17 +13,7 @@ from scipy import sparse
 import geneformer_ray.distribute  # noqa: F401  (sets what Ray reads when it is imported)
 from geneformer_ray.data.rank_value import non_zero_medians
 from geneformer_ray.data.vocabulary import GeneVocabulary
-
-GROUPS = {"train": "donor1", "choose": "donor2", "report": "donor3"}
-
-
-@dataclass(frozen=True)
-class SmallData:
-    """Raw counts on disk, and their vocabulary."""
-
-    h5ad: str
-    vocabulary: str
-    cells: int
+from tests.integration.small_data import GROUPS, SmallData
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from integration.conftest import GROUPS, SmallData
 
 from geneformer_ray.compute.classifier import POOLINGS, CellClassifier
 from geneformer_ray.data.vocabulary import GeneVocabulary
@@ -25,6 +24,7 @@ from geneformer_ray.errors import InputError, NotThereYetError, OutputExistsErro
 from geneformer_ray.manage.registry import find_registered
 from ray_jobs import embed, finetune, pretrain, promote, screen, screen_flags, statistics, tokenize
 from ray_jobs.command_line import build
+from tests.integration.small_data import GROUPS, SmallData
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
@@ -147,7 +147,7 @@ def test_embeddings_and_states(chain: Chain) -> None:
     assert table.column_names == ["cell_id", "embedding"]
     states = json.loads(Path(chain.at("embeddings", "states.json")).read_text())
     vectors = np.array(table["embedding"].to_pylist())
-    types = dict(zip(*(pq.read_table(chain.at("cells"))[name].to_pylist() for name in ("cell_id", "cell_type"))))
+    types = {row["cell_id"]: row["cell_type"] for row in pq.read_table(chain.at("cells")).to_pylist()}
     alpha = np.array([types[cell_id] == "alpha" for cell_id in table["cell_id"].to_pylist()])
     np.testing.assert_allclose(states["alpha"], vectors[alpha].mean(axis=0), atol=1e-6)
 
@@ -172,7 +172,7 @@ def test_screen_rows(chain: Chain) -> None:
     assert set(table["cell_id"].to_pylist()) == set(cells)
     assert set(table["measure"].to_pylist()) == {"shift"}
     assert set(table["state"].to_pylist()) == {"alpha", "beta"}
-    names = GeneVocabulary.load(chain.at("cells")).names
+    names = GeneVocabulary.load(chain.at("cells", "_vocabulary")).names
     for cell_id, row in cells.items():
         events = table.filter(pa.compute.equal(table["cell_id"], cell_id))["genes"].to_pylist()
         assert sorted(gene for (gene,) in events) == sorted(2 * [names[token] for token in row["input_ids"]])
@@ -195,9 +195,9 @@ def test_an_interrupted_screen_resumes_to_the_same_table(chain: Chain, tmp_path:
     flags = {"cells": chain.at("cells"), "model": chain.at("pretrained", "model"), "genes": "GENE00,GENE15"}
     run_screen(**flags, output=str(whole))
     shutil.copytree(whole, broken)
-    manifest = json.loads((broken / "manifest.json").read_text())
-    (broken / "manifest.json").write_text(json.dumps({"finished": False, "plan": manifest["plan"]}))
-    shutil.rmtree(broken / "progress")
+    manifest = json.loads((broken / "_manifest.json").read_text())
+    (broken / "_manifest.json").write_text(json.dumps({"finished": False, "plan": manifest["plan"]}))
+    shutil.rmtree(broken / "_progress")
     for shard in (broken / "cell_shifts").iterdir():
         shard.write_bytes(b"half a file")
     assert run_screen(**flags, output=str(broken))["rows"] == pq.read_table(whole / "cell_shifts").num_rows
@@ -311,7 +311,8 @@ def test_a_job_from_the_command_line_starts_its_own_ray(small_data: SmallData, t
 
 
 def test_bad_input_on_the_command_line_is_one_line_and_exit_code_2(small_data: SmallData, tmp_path: Path) -> None:
-    done = command("tokenize", "--input", "/nowhere.h5ad", "--vocabulary", small_data.vocabulary, "--output", str(tmp_path))
+    flags = ("--input", "/nowhere.h5ad", "--vocabulary", small_data.vocabulary, "--output", str(tmp_path))
+    done = command("tokenize", *flags)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert "--input" in done.stderr
