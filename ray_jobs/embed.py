@@ -10,7 +10,7 @@ from geneformer_ray.compute.embedding import check_embedding
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import finished_items
-from geneformer_ray.distribute.cluster import connected, cpus_of_cluster
+from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.embed import EmbedWorker, embed_states, merge_gene_sums, row_items, states_of_output
 from geneformer_ray.distribute.fan_out import Pool, fan_out
 from geneformer_ray.progress import Progress
@@ -60,11 +60,11 @@ def run(config: EmbedConfig) -> dict[str, Any]:
     }
     storage.claim_output(output, plan, overwrite=config.overwrite, resume=True)
     done = finished_items(output)
-    runner = model.runner(layer=config.layer, precision=config.precision)
-    options = {"cells": cells, "runner": runner, "embedding": config.embedding, "output": output}
     todo = [item for item in row_items(rows) if item["item"] not in done]
     with connected():
-        pool = Pool(1, cpus_of_cluster())
+        pool = Pool.of_cluster(model=True)
+        runner = model.runner(layer=config.layer, precision=config.precision, **pool.execution())
+        options = {"cells": cells, "runner": runner, "embedding": config.embedding, "output": output}
         with Progress("embed", len(rows), "cells") as progress:
             progress.advance(len(rows) - sum(len(item["rows"]) for item in todo))
             for counts in fan_out(EmbedWorker, options, todo, pool):

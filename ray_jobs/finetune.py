@@ -11,7 +11,7 @@ from geneformer_ray.compute.classifier import check_pooling
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.splits import split_by_group
-from geneformer_ray.distribute.cluster import connected
+from geneformer_ray.distribute.cluster import check_workers, connected
 from geneformer_ray.distribute.finetune import finetune_worker
 from geneformer_ray.distribute.train_workers import Workers, fit
 from geneformer_ray.errors import InputError
@@ -65,6 +65,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         check_pooling(pooling)
     if not config.pooling or not config.seeds:
         raise InputError("--pooling, --seeds", "nothing", "at least one each")
+    check_workers(config.num_workers, config.cpus_per_worker)
     output, cells = place(config.output, "--output"), place(config.cells, "--cells")
     store = store_directory()
     table = CellTable(cells)

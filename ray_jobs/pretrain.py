@@ -10,7 +10,7 @@ from pydantic import Field
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.vocabulary import GeneVocabulary
-from geneformer_ray.distribute.cluster import connected
+from geneformer_ray.distribute.cluster import check_workers, connected
 from geneformer_ray.distribute.pretrain import pretrain_worker
 from geneformer_ray.distribute.train_workers import Workers, fit
 from geneformer_ray.errors import InputError
@@ -49,6 +49,7 @@ class PretrainConfig(JobConfig):
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Train, and write a self-contained model directory."""
+    check_workers(config.num_workers, config.cpus_per_worker)
     output, cells = place(config.output, "--output"), place(config.cells, "--cells")
     table = CellTable(cells)
     opened = open_model(config.model, config.vocabulary) if config.model else None

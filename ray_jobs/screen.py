@@ -10,7 +10,7 @@ from geneformer_ray.compute.embedding import check_embedding, check_states
 from geneformer_ray.compute.shifts import Reading
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
-from geneformer_ray.distribute.cluster import connected, cpus_of_cluster
+from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.embed import embed_states
 from geneformer_ray.distribute.fan_out import Pool
 from geneformer_ray.distribute.screen import Screen
@@ -43,7 +43,7 @@ def _states(config: ScreenConfig, table: CellTable, model: OpenedModel, pool: Po
         given = storage.read_json(place(config.state_embeddings, "--state-embeddings"), "--state-embeddings")
         return check_states(given, model.width, wanted)
     rows = table.select({config.state_column: wanted})
-    runner = model.runner(layer=config.layer, precision=config.precision)
+    runner = model.runner(layer=config.layer, precision=config.precision, **pool.execution())
     return embed_states(
         table.path, rows, runner, embedding=config.embedding, state_column=config.state_column, pool=pool
     )
@@ -72,12 +72,12 @@ def run(config: ScreenConfig) -> dict[str, Any]:
     storage.claim_output(output, record, overwrite=config.overwrite, resume=True)
     model.vocabulary.save(storage.join(output, "_vocabulary"))
     with connected():
-        pool = Pool(1, cpus_of_cluster())
+        pool = Pool.of_cluster(model=True)
         states = _states(config, table, model, pool)
         if states:
             content = {state: vector.tolist() for state, vector in states.items()}
             storage.write_json(storage.join(output, "states.json"), content)
-        runner = model.runner(layer=config.layer, precision=config.precision)
+        runner = model.runner(layer=config.layer, precision=config.precision, **pool.execution())
         reading = Reading(config.embedding, config.comparison, states, config.gene_shifts)
         summary: dict[str, Any] = {}
         summary |= Screen(cells, rows, sequences, runner, plan, reading, output).run(pool, model.vocabulary)

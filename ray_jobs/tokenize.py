@@ -11,7 +11,7 @@ from geneformer_ray.data.counts import CountFile
 from geneformer_ray.data.rank_value import RankValueEncoder
 from geneformer_ray.data.shards import finished_items
 from geneformer_ray.data.vocabulary import GeneVocabulary
-from geneformer_ray.distribute.cluster import connected, cpus_of_cluster
+from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.fan_out import Pool, fan_out
 from geneformer_ray.distribute.tokenize import TokenizeWorker, input_files, plan_blocks
 from geneformer_ray.errors import InputError
@@ -79,7 +79,7 @@ def run(config: TokenizeConfig) -> dict[str, Any]:
     with connected(), Progress("tokenize", sum(i["stop"] - i["start"] for i in items), "cells") as progress:
         progress.advance(sum(counts["cells_in"] for counts in done.values()))
         todo = [item for item in items if item["item"] not in done]
-        for counts in fan_out(TokenizeWorker, options, todo, Pool(1, cpus_of_cluster())):
+        for counts in fan_out(TokenizeWorker, options, todo, Pool.of_cluster(model=False)):
             done[counts["item"]] = counts
             progress.advance(counts["cells_in"])
     vocabulary.save(storage.join(output, "_vocabulary"))

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from geneformer_ray.compute.execution import Execution
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["POOLINGS", "CellClassifier", "check_pooling", "new_classifier", "predict_logits", "stock_pooling"]
+__all__ = [
+    "POOLINGS",
+    "CellClassifier",
+    "check_pooling",
+    "mean_over_genes",
+    "new_classifier",
+    "predict_logits",
+    "stock_pooling",
+]
 
 POOLINGS = ("first_gene", "cls", "mean")
 

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from geneformer_ray.compute.encoder import Encoder
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["EMBEDDINGS", "cell_embeddings", "check_embedding", "gene_embedding_sums", "state_embeddings"]
+__all__ = [
+    "EMBEDDINGS",
+    "cell_embeddings",
+    "check_embedding",
+    "check_states",
+    "gene_embedding_sums",
+    "state_embeddings",
+]
 
 EMBEDDINGS = ("mean", "cls")
 TOKENS_PER_BATCH = 16_384

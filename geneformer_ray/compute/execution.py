@@ -50,10 +50,13 @@ def use_threads(cpus: float | None = None) -> int:
     Parameters
     ----------
     cpus
-        CPUs of this process; by default all that the process may run on.
+        CPUs of this process; by default what ``OMP_NUM_THREADS`` says, else all that the process may run on.
     """
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    threads = max(1, int(cpus)) if cpus is not None else available
+    if cpus is None:
+        said = os.environ.get("OMP_NUM_THREADS", "")
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        cpus = int(said) if said.isdigit() else available
+    threads = max(1, int(cpus))
     torch.set_num_threads(threads)
     # Libraries loaded later (numpy's BLAS, numba) read these.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -69,7 +72,7 @@ def choose_execution(precision: str = "fp32", *, cpus: float | None = None, gpu:
     precision
         ``fp32``, ``bf16``, or ``auto``: bf16 where the hardware computes it faster.
     cpus
-        CPUs of this process; by default all.
+        CPUs of this process, as for :func:`use_threads`.
     gpu
         Whether to use a GPU; by default where there is one.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from geneformer_ray.compute.training import BatchLoss
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["MaskedGeneModel", "masked_genes", "masked_loss", "new_model"]
+__all__ = ["MaskedGeneModel", "count_masked", "masked_genes", "masked_loss", "new_model"]
 
 MASKED_SHARE = 0.15
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
 __all__ = [
+    "SCHEDULES",
+    "BatchLoss",
     "Optimisation",
     "Share",
     "StepResult",
@@ -34,6 +36,17 @@ __all__ = [
     "planned_steps",
     "train_epoch",
 ]
+
+# Those of transformers that need nothing beyond the steps.
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class TrainingOptions:
     warmup_fraction
         The share of all steps over which the rate rises.
     schedule
-        A transformers schedule name: linear, cosine, constant_with_warmup, polynomial.
+        One of `SCHEDULES`.
     weight_decay
         Of weights; biases and LayerNorm are spared.
     max_grad_norm
@@ -131,11 +144,10 @@ class Optimisation:
         self._parameters = [*decayed, *spared]
         self._max_grad_norm = options.max_grad_norm
         self._adamw = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
-        try:
-            warmup = round(options.warmup_fraction * total_steps)
-            self._schedule = get_scheduler(options.schedule, self._adamw, warmup, total_steps)
-        except ValueError as error:
-            raise InputError("--schedule", options.schedule, "linear, cosine, polynomial or constant") from error
+        if options.schedule not in SCHEDULES:
+            raise InputError("--schedule", options.schedule, f"one of {', '.join(SCHEDULES)}")
+        warmup = round(options.warmup_fraction * total_steps)
+        self._schedule = get_scheduler(options.schedule, self._adamw, warmup, total_steps)
 
     def step(self, loss: torch.Tensor) -> None:
         """Take one step down the gradient of a loss."""

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import ray
 
+from geneformer_ray.errors import InputError
 from geneformer_ray.progress import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["connected", "cpus_of_cluster"]
+__all__ = ["check_workers", "connected", "cpus_of_cluster"]
 
 OBJECT_STORE_BYTES = 512 * 1024**2
 
@@ -54,6 +55,14 @@ def connected(cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_workers(number: int, cpus: float) -> None:
+    """Refuse more workers than a local cluster has CPUs for: they would wait for ever. A running cluster may grow."""
+    available = len(os.sched_getaffinity(0))
+    if "RAY_ADDRESS" not in os.environ and number * cpus > available:
+        got = f"{number} workers of {cpus:g} CPUs"
+        raise InputError("--num-workers, --cpus-per-worker", got, f"at most {available} CPUs in all, this machine's")
 
 
 def cpus_of_cluster() -> int:

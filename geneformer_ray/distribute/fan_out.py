@@ -39,6 +39,17 @@ class Pool:
     def __init__(self, smallest: int, largest: int, *, cpus: float = 1, gpus: float = 0) -> None:
         self.smallest, self.largest, self.cpus, self.gpus = smallest, max(smallest, largest), cpus, gpus
 
+    @classmethod
+    def of_cluster(cls, *, model: bool) -> Pool:
+        """Use the whole cluster: one actor a GPU for a model where there are GPUs, else one a CPU."""
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0)) if model else 0
+        return cls(1, gpus, gpus=1) if gpus else cls(1, int(resources.get("CPU", 0)))
+
+    def execution(self) -> dict[str, Any]:
+        """Say what each actor's model may use, as :class:`ModelRunner` takes it."""
+        return {"cpus": self.cpus, "gpu": self.gpus > 0}
+
 
 class _Actor:
     """Adapts a worker to Ray Data: one row in, one row out, both JSON."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 import threading
 import time
@@ -227,10 +226,3 @@ def _bad_input_in(error: BaseException) -> InputError | None:
         if one is not None:
             seen += [one.__cause__, getattr(one, "cause", None), getattr(one, "_base_exc", None)]
     return None
-
-
-def cpus_left(number: int) -> float:
-    """Share this cluster's CPUs among workers: at least one each."""
-    return (
-        max(1.0, float(int(ray.cluster_resources().get("CPU", 1)) // number)) if number else float(os.cpu_count() or 1)
-    )

@@ -16,6 +16,32 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+__all__ = [
+    "BLUE",
+    "CYCLE",
+    "FAINT",
+    "GREEN",
+    "GREY",
+    "INK",
+    "LABEL",
+    "LIGHT",
+    "MARKERS",
+    "NOTE",
+    "OLIVE",
+    "ORANGE",
+    "PALE",
+    "POOLING_COLOURS",
+    "PURPLE",
+    "SKY",
+    "TICK",
+    "TITLE",
+    "VERMILLION",
+    "dress",
+    "legend_above",
+    "legend_beside",
+    "new_figure",
+]
+
 # Okabe and Ito's palette, told apart with the common colour vision deficiencies; its yellow, darkened for
 # white paper.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"

@@ -14,6 +14,8 @@ from geneformer_ray.compute.classifier import CellClassifier, predict_logits
 from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.data.vocabulary import GeneVocabulary
 
+__all__ = ["PyfuncClassifier"]
+
 
 class PyfuncClassifier(PythonModel):
     """Classifies cells given as rank value encodings: a column ``input_ids`` of token id lists."""

@@ -13,6 +13,7 @@ from geneformer_ray.data.cells import CellTable
 from geneformer_ray.manage import plots
 from geneformer_ray.manage.demo import GROUPS
 from geneformer_ray.manage.report import KeyFigure, Picture, Section, Table, write_report
+from geneformer_ray.manage.training_curves import training_curves
 from geneformer_ray.manage.trial_records import curve_of
 from geneformer_ray.manage.trials import read_predictions, trial_directory
 
@@ -141,7 +142,7 @@ def _curves(output: str, tuned: dict[str, Any]) -> Section:
     for trial in tuned["trials"]:
         directory = trial_directory(storage.join(output, "classifiers"), trial["pooling"], trial["seed"])
         curves.append(curve_of(trial["pooling"], storage.read_json(storage.join(directory, "history.json"))))
-    return Section("Training", figure=Picture(plots.training_curves(curves), "Loss and macro F1 by epoch and pooling"))
+    return Section("Training", figure=Picture(training_curves(curves), "Loss and macro F1 by epoch and pooling"))
 
 
 def _cells(output: str, cell_map: NDArray[np.float32]) -> Section:
@@ -208,7 +209,7 @@ def _how(summaries: dict[str, dict[str, Any]]) -> Section:
         (
             f"Vocabulary: {summaries['data']['vocabulary_size']:,} tokens, medians from library {GROUPS['train']} "
             f"alone. Pretraining: masked-gene loss {pretrained['validation_loss']:.2f} on held-out cells (a uniform "
-            f"guess would be {np.log(summaries['data']['vocabulary_size']):.2f}). Runs, figures and models are in MLflow: "
-            f"{summaries['finetune']['mlflow']}."
+            f"guess would be {np.log(summaries['data']['vocabulary_size']):.2f}). Runs, figures and models are in "
+            f"MLflow: {summaries['finetune']['mlflow']}."
         ),
     )

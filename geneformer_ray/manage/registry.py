@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHAMPION",
+    "CHOOSING_METRIC",
     "PREVIOUS",
     "ModelVersion",
     "find_registered",

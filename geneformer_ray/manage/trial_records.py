@@ -15,6 +15,7 @@ from geneformer_ray.compute.scores import score
 from geneformer_ray.data import storage
 from geneformer_ray.manage import plots
 from geneformer_ray.manage.registry import CHOOSING_METRIC, log_run, register
+from geneformer_ray.manage.training_curves import TrainingCurve, training_curves
 from geneformer_ray.manage.trials import read_predictions, trial_directory, trial_name
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from geneformer_ray.data.splits import GroupSplit
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["Record", "record_trials"]
+__all__ = ["Record", "curve_of", "record_trials"]
 
 SCORED_ROLES = {"choose": "choosing", "report": "reporting"}
 
@@ -133,7 +134,7 @@ def _log(record: Record, pooling: str, seed: int, scores: dict[str, dict[str, An
         },
         metrics=_flat(scores),
         curves=history,
-        figures={**_confusion(scores, name), "training_curves.png": plots.training_curves([curve_of(name, history)])},
+        figures={**_confusion(scores, name), "training_curves.png": training_curves([curve_of(name, history)])},
         documents={"split.json": record.manifest, "scores.json": scores, "history.json": history},
         tags={**_tags(record), "pooling": pooling, "model_directory": storage.join(directory, "model")},
     )
@@ -150,11 +151,11 @@ def _log(record: Record, pooling: str, seed: int, scores: dict[str, dict[str, An
     return {"run_id": run_id, "version": version.version}
 
 
-def curve_of(name: str, history: list[dict[str, float]]) -> plots.TrainingCurve:
+def curve_of(name: str, history: list[dict[str, float]]) -> TrainingCurve:
     """Give a trial's history as the curves that are drawn."""
     frame = pd.DataFrame(history)
     steps, epochs = frame["optimiser_steps"].tolist(), frame["step"].tolist()
-    return plots.TrainingCurve(name, steps, frame["train_loss"].tolist(), epochs, frame["choosing_macro_f1"].tolist())
+    return TrainingCurve(name, steps, frame["train_loss"].tolist(), epochs, frame["choosing_macro_f1"].tolist())
 
 
 def _flat(scores: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -176,10 +176,9 @@ def test_categories_are_read_as_their_names(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- vocabularies
 
 
-@FORMS
-def test_the_vocabulary_digest_travels_with_parquet(tmp_path: Path, form: Form) -> None:
-    expected = None if form is hugging_face else "abc"
-    assert CellTable(form(tmp_path)).vocabulary_digest == expected
+@pytest.mark.parametrize("form", [one_file, row_groups, several_files])
+def test_the_vocabulary_digest_travels_with_the_files(tmp_path: Path, form: Form) -> None:
+    assert CellTable(form(tmp_path)).vocabulary_digest == "abc"
 
 
 def test_check_compares_digests_or_else_ids(tmp_path: Path, vocabulary: GeneVocabulary) -> None:

@@ -222,6 +222,8 @@ def test_cls_extends_the_vocabulary(with_cls: Trained, vocabulary: GeneVocabular
     config = read_config(with_cls.directory)
     assert config.vocabulary_digest == saved.digest
     assert config.vocab_size == len(vocabulary) + 1
+    assert config.has_cls
+    assert set(config.special_ids) == saved.special_ids
 
 
 def test_cls_grows_the_embedding_by_one_row(
@@ -270,6 +272,8 @@ def test_the_head_of_a_former_task_is_left(trained: Trained) -> None:
     assert not torch.equal(model.classifier.weight, trained.model.classifier.weight)
     assert not torch.equal(model.bert.pooler.dense.weight, trained.model.bert.pooler.dense.weight)
     assert float(model.bert.pooler.dense.weight.detach().abs().max()) < 0.2
+    assert not model.bert.pooler.dense.bias.any()
+    assert not model.classifier.bias.any()
     for name, value in trained.model.bert.encoder.state_dict().items():
         assert torch.equal(model.bert.encoder.state_dict()[name], value), name
 
@@ -308,7 +312,7 @@ def test_a_stock_classifier_pools_position_0(
 
 
 def test_a_masked_gene_model_is_no_classifier(model_directory: Path, vocabulary: GeneVocabulary) -> None:
-    with pytest.raises(InputError, match="--model: .*which is no classifier"):
+    with pytest.raises(InputError, match=r"--model: .*which is no classifier"):
         CellClassifier.load(model_directory, vocabulary)
 
 

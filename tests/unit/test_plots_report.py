@@ -18,6 +18,7 @@ from geneformer_ray.errors import InputError
 from geneformer_ray.manage import plots
 from geneformer_ray.manage.figure_style import BLUE, FAINT, VERMILLION
 from geneformer_ray.manage.report import KeyFigure, Picture, Section, Table, render_report, write_report
+from geneformer_ray.manage.training_curves import TrainingCurve, training_curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,8 +154,8 @@ def test_ranked_bars_show_both_directions_once() -> None:
 
 
 def test_training_curves_draw_one_line_a_pooling() -> None:
-    curves = [plots.TrainingCurve(name, [1, 2, 3], [2.0, 1.0, 0.5], [1, 2], [0.5, 0.8]) for name in ("cls", "mean")]
-    loss, score = plots.training_curves(curves).axes
+    curves = [TrainingCurve(name, [1, 2, 3], [2.0, 1.0, 0.5], [1, 2], [0.5, 0.8]) for name in ("cls", "mean")]
+    loss, score = training_curves(curves).axes
     for axes in (loss, score):
         assert [line.get_label() for line in axes.get_lines()] == ["cls", "mean"]
     assert loss.get_lines()[0].get_color() == score.get_lines()[0].get_color()
@@ -179,7 +180,7 @@ def test_names_are_not_read_as_mathematics() -> None:
         lambda: plots.pooling_comparison(pooling_table().drop(columns="accuracy")),
         lambda: plots.confusion_matrix(np.eye(3), ["a", "b"]),
         lambda: plots.embedding_umap(np.zeros((3, 2)), ["a"], "t"),
-        lambda: plots.training_curves([]),
+        lambda: training_curves([]),
         lambda: compute_umap(np.zeros((4, 8))),
         lambda: compute_umap(np.full((9, 8), np.nan)),
     ],

@@ -229,9 +229,7 @@ def test_batches_change_nothing(model: Model) -> None:
                 np.testing.assert_allclose(cut.gene_values_EK, whole.gene_values_EK, atol=1e-6)
 
 
-def test_a_v1_cell_in_an_extended_vocabulary(
-    model_directory: Path, vocabulary: GeneVocabulary, tmp_path: Path
-) -> None:
+def test_a_v1_cell_in_an_extended_vocabulary(model_directory: Path, vocabulary: GeneVocabulary, tmp_path: Path) -> None:
     """A full cell loses its last gene to the ``<cls>``; the token itself is never perturbed nor compared."""
     classifier, extended = new_classifier(model_directory, vocabulary, ["a", "b"], "cls")
     classifier.save(tmp_path / "extended", extended)

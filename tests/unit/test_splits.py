@@ -1,0 +1,142 @@
+"""Splits by group: no donor or library on two sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from geneformer_ray.data.splits import ROLES, GroupSplit, split_by_group
+from geneformer_ray.errors import InputError
+
+NONE: dict[str, tuple[str, ...]] = {}
+
+
+def split(
+    labels: list[str], groups: list[str], assigned: dict[str, tuple[str, ...]] = NONE, min_cells: int = 1
+) -> GroupSplit:
+    rows = np.arange(len(labels))
+    return split_by_group(rows, np.array(labels), np.array(groups), assigned=assigned, min_cells=min_cells)
+
+
+def cells_of(sizes: list[int]) -> tuple[list[str], list[str]]:
+    """Cells of two types in turn, in groups of these sizes."""
+    groups = [f"donor{number}" for number, size in enumerate(sizes) for _ in range(size)]
+    return ["alpha" if number % 2 else "beta" for number in range(len(groups))], groups
+
+
+def check_sides(found: GroupSplit, labels: NDArray[np.str_], groups: NDArray[np.str_]) -> None:
+    """No group in two roles, every row where its group is, every target the row's label."""
+    sides = {role: set(groups[found.rows[role]]) for role in ROLES}
+    assert all(sides.values())
+    assert sum(len(side) for side in sides.values()) == len(set().union(*sides.values()))
+    for role in ROLES:
+        assert {found.groups[group] for group in sides[role]} == {role}
+        assert [found.labels[target] for target in found.targets[role]] == labels[found.rows[role]].tolist()
+
+
+@given(sizes=st.lists(st.integers(2, 40), min_size=3, max_size=10), order=st.randoms(use_true_random=False))
+@settings(max_examples=60)
+def test_no_group_is_on_two_sides(sizes: list[int], order: object) -> None:
+    labels, groups = cells_of(sizes)
+    pairs = list(zip(labels, groups, strict=True))
+    order.shuffle(pairs)  # type: ignore[attr-defined]
+    labels, groups = [label for label, _ in pairs], [group for _, group in pairs]
+    found = split(labels, groups)
+    check_sides(found, np.array(labels), np.array(groups))
+    assert sorted(np.concatenate(list(found.rows.values())).tolist()) == list(range(len(labels)))
+    assert found.groups.keys() == set(groups)
+    assert found.labels == ["alpha", "beta"]
+    # The same cells are dealt out the same way, whatever their order in the file.
+    again = split(*cells_of(sizes))
+    assert again.groups == found.groups
+
+
+@pytest.mark.parametrize("count", [5, 10, 20])
+def test_equal_groups_are_dealt_out_60_20_20(count: int) -> None:
+    found = split(*cells_of([10] * count))
+    roles = list(found.groups.values())
+    assert {role: roles.count(role) / count for role in ROLES} == {"train": 0.6, "choose": 0.2, "report": 0.2}
+
+
+@given(sizes=st.lists(st.integers(2, 60), min_size=3, max_size=8))
+@settings(max_examples=40)
+def test_the_largest_group_trains(sizes: list[int]) -> None:
+    found = split(*cells_of(sizes))
+    assert max(sizes) in [
+        sizes[int(group.removeprefix("donor"))] for group, role in found.groups.items() if role == "train"
+    ]
+
+
+def test_assigned_groups_go_where_they_are_told() -> None:
+    labels, groups = cells_of([4, 50, 6, 8, 30])
+    assigned = {"train": ("donor0", "donor2"), "choose": ("donor1",), "report": ("donor3",)}
+    found = split(labels, groups, assigned)
+    check_sides(found, np.array(labels), np.array(groups))
+    assert {role: {group for group, its in found.groups.items() if its == role} for role in ROLES} == {
+        role: set(chosen) for role, chosen in assigned.items()
+    }
+    # A group that no role names takes no part.
+    assert {role: len(found.rows[role]) for role in ROLES} == {"train": 10, "choose": 50, "report": 8}
+
+
+def test_only_the_chosen_rows_take_part() -> None:
+    labels, groups = cells_of([10, 10, 10, 10])
+    rows = np.array([35, 1, 2, 11, 12, 21, 22, 38])
+    found = split_by_group(rows, np.array(labels), np.array(groups), assigned=NONE, min_cells=1)
+    assert sorted(np.concatenate(list(found.rows.values())).tolist()) == sorted(rows.tolist())
+    check_sides(found, np.array(labels), np.array(groups))
+
+
+def test_rare_labels_are_dropped_and_listed() -> None:
+    """Rare means: too few cells in some role, however many there are in the others."""
+    labels = ["alpha", "beta"] * 15 + ["delta"] * 20 + ["pp"] * 3
+    groups = ["a"] * 10 + ["b"] * 10 + ["c"] * 10 + ["a"] * 18 + ["b", "c", "a", "b", "c"]
+    assigned = {"train": ("a",), "choose": ("b",), "report": ("c",)}
+    found = split(labels, groups, assigned, min_cells=2)
+    assert found.labels == ["alpha", "beta"]
+    assert found.dropped == {"delta": 20, "pp": 3}
+    check_sides(found, np.array(labels), np.array(groups))
+    everything = split(labels, groups, assigned, min_cells=1)
+    assert everything.labels == ["alpha", "beta", "delta", "pp"]
+    assert everything.dropped == {}
+
+
+def test_the_manifest_says_how_to_split_again() -> None:
+    labels, groups = cells_of([6, 6, 6])
+    found = split(labels, groups)
+    ids = np.array([f"cell{number}" for number in range(18)])
+    manifest = found.manifest(ids)
+    assert manifest["cells"] == {role: ids[found.rows[role]].tolist() for role in ROLES}
+    assert manifest["groups"] == found.groups
+    assert manifest["cells_per_label"] == {role: {"alpha": 3, "beta": 3} for role in ROLES}
+    again = {role: tuple(g for g, its in manifest["groups"].items() if its == role) for role in ROLES}
+    assert split(labels, groups, again).manifest(ids) == manifest
+
+
+@pytest.mark.parametrize(
+    ("sizes", "assigned", "field", "says"),
+    [
+        ([9, 9], NONE, "--group", "2 groups"),
+        ([9, 9, 9], {"train": ("donor0",), "choose": ("donor9",)}, "--choose-groups", "donor9"),
+        ([9, 9, 9], {"train": ("donor0",), "report": ("donor0",)}, "--report-groups", "donor0"),
+        ([9, 9, 9], {"train": ("donor0",), "choose": ("donor1",)}, "--group", "no cells to report"),
+    ],
+    ids=["too few groups", "unknown group", "a group twice", "an empty role"],
+)
+def test_a_split_that_cannot_be_is_refused(
+    sizes: list[int], assigned: dict[str, tuple[str, ...]], field: str, says: str
+) -> None:
+    with pytest.raises(InputError, match=says) as raised:
+        split(*cells_of(sizes), assigned)
+    assert raised.value.field == field
+
+
+def test_one_class_only_is_refused() -> None:
+    _, groups = cells_of([9, 9, 9])
+    with pytest.raises(InputError, match="--label: got 1 classes"):
+        split(["alpha"] * 27, groups)
+    with pytest.raises(InputError, match="--min-cells"):
+        split(*cells_of([9, 9, 9]), min_cells=100)
