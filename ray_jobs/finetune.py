@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from geneformer_ray.compute.classifier import check_pooling
+from geneformer_ray.compute.training import SCHEDULES
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.splits import split_by_group
@@ -44,7 +45,7 @@ class FinetuneConfig(JobConfig):
     learning_rate: float = Field(5e-5, gt=0, description="the highest")
     warmup_fraction: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises")
     weight_decay: float = Field(0.001, ge=0, description="of weights, not of biases and LayerNorm")
-    schedule: str = Field("linear", description="a transformers schedule")
+    schedule: Literal[SCHEDULES] = Field("linear", description="of the learning rate after the warm-up")  # type: ignore[valid-type]
     tokens_per_batch: int = Field(8192, ge=1, description="padded tokens of a worker's batch")
     class_weights: Literal["none", "balanced"] = Field("none", description="balanced: every class counts the same")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from geneformer_ray.compute.training import SCHEDULES
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.vocabulary import GeneVocabulary
@@ -37,7 +38,7 @@ class PretrainConfig(JobConfig):
     learning_rate: float = Field(1e-3, gt=0, description="the highest")
     warmup_fraction: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises")
     weight_decay: float = Field(0.001, ge=0, description="of weights, not of biases and LayerNorm")
-    schedule: str = Field("linear", description="a transformers schedule")
+    schedule: Literal[SCHEDULES] = Field("linear", description="of the learning rate after the warm-up")  # type: ignore[valid-type]
     tokens_per_batch: int = Field(8192, ge=1, description="padded tokens of a worker's batch")
     validation_share: float = Field(0.1, gt=0, lt=1, description="share of the cells held out to measure the loss")
     num_workers: int = Field(1, ge=1, description="data-parallel workers")

@@ -56,6 +56,8 @@ class PerturbationPlan:
             raise InputError("--perturbation", self.perturbation, f"one of {', '.join(PERTURBATIONS)}")
         if self.perturbation != "delete":
             raise NotThereYetError.flag("--perturbation", self.perturbation, "delete so far")
+        if self.genes is not None:
+            object.__setattr__(self, "genes", tuple(dict.fromkeys(self.genes)))  # a gene can leave a cell once
         if self.together and self.genes is None:
             raise InputError("--together", "all genes together", "a list of genes in --genes")
 

@@ -31,8 +31,20 @@ def test_a_process_uses_the_cpus_it_was_given(cpus: float, threads: int) -> None
     assert [os.environ[variable] for variable in VARIABLES] == [str(threads)] * len(VARIABLES)
 
 
-def test_by_default_all_cpus_that_the_process_may_run_on() -> None:
+@pytest.mark.parametrize("said", [None, "", "many"])
+def test_by_default_all_cpus_that_the_process_may_run_on(said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if said is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert use_threads() == torch.get_num_threads() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("0", 1)])
+def test_what_the_environment_says_is_kept(said: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert use_threads() == torch.get_num_threads() == threads
+    assert use_threads(2) == 2
 
 
 def test_execution_says_why(caplog: pytest.LogCaptureFixture) -> None:
