@@ -10,11 +10,16 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 from geneformer_ray.compute.pretraining import new_model
 from geneformer_ray.data.vocabulary import GeneVocabulary
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 MEDIANS = {f"GENE{number:02d}": 1.0 + number / 7 for number in range(40)}

@@ -63,7 +63,7 @@ def events(
 
 
 @given(case=cases())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_a_deletion_takes_its_genes_and_nothing_else(case: tuple[Cell, PerturbationPlan, GeneVocabulary]) -> None:
     """The others keep their order and the special tokens their places."""
     cell, plan, vocabulary = case
@@ -77,7 +77,7 @@ def test_a_deletion_takes_its_genes_and_nothing_else(case: tuple[Cell, Perturbat
 
 
 @given(case=cases())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_events_are_those_whose_genes_the_cell_holds(case: tuple[Cell, PerturbationPlan, GeneVocabulary]) -> None:
     cell, plan, vocabulary = case
     held = [token for token in cell.tolist() if token not in vocabulary.special_ids]
@@ -89,7 +89,7 @@ def test_events_are_those_whose_genes_the_cell_holds(case: tuple[Cell, Perturbat
 
 
 @given(cases=st.lists(cases(), min_size=1, max_size=5))
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_events_are_counted_without_making_them(
     cases: list[tuple[Cell, PerturbationPlan, GeneVocabulary]],
 ) -> None:
