@@ -81,12 +81,12 @@ def _from_text(kind: type[JobConfig], name: str, value: Any) -> Any:
     if several and isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     if get_origin(annotation) is dict and not isinstance(value, dict):
-        pairs = {}
+        pairs: dict[str, list[str]] = {}
         for text in value if isinstance(value, list) else [value]:
             key, equals, values = str(text).partition("=")
             if not equals or not key or not values:
                 raise InputError(_flag(name), text, "COLUMN=A,B")
-            pairs[key] = values.split(",")
+            pairs[key] = [*pairs.get(key, []), *values.split(",")]
         return pairs
     return value
 

@@ -11,7 +11,7 @@ from geneformer_ray.compute.classifier import check_pooling
 from geneformer_ray.compute.training import SCHEDULES
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
-from geneformer_ray.data.splits import split_by_group
+from geneformer_ray.data.splits import NO_LABEL, split_by_group
 from geneformer_ray.distribute.cluster import check_workers, connected
 from geneformer_ray.distribute.finetune import finetune_worker
 from geneformer_ray.distribute.train_workers import Workers, fit
@@ -101,7 +101,8 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     storage.claim_output(output, plan, overwrite=config.overwrite, resume=True)
     storage.write_json(storage.join(output, "split.json"), manifest)
     for label, count in split.dropped.items():
-        say(f"dropped {label}: {count} cells, fewer than {config.min_cells} in some role")
+        why = "" if label == NO_LABEL else f", fewer than {config.min_cells} in some role"
+        say(f"dropped {label}: {count} cells{why}")
     tracking = open_store(store)
     say(f"MLflow: {tracking}")
     worker_config = {

@@ -35,10 +35,14 @@ def run(config: PromoteConfig) -> dict[str, Any]:
         "version": champion.version,
         "previous": former,
         "pooling": champion.tags.get("pooling"),
-        "macro_f1": float(champion.tags.get("reporting_macro_f1", "nan")),
-        "accuracy": float(champion.tags.get("reporting_accuracy", "nan")),
+        "macro_f1": _number(champion.tags.get("reporting_macro_f1")),
+        "accuracy": _number(champion.tags.get("reporting_accuracy")),
         "mlflow": tracking,
     }
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class QuickstartConfig(JobConfig):
 
 
 PRETRAINING = {
-    "layers": 2, "width": 64, "heads": 4, "feed_forward": 128, "initializer_range": 0.08, "epochs": 6,
+    "layers": 2, "width": 64, "heads": 4, "feed_forward": 128, "initializer_range": 0.08, "epochs": 4,
     "learning_rate": 5e-3, "weight_decay": 0.01, "tokens_per_batch": 2048, "num_workers": 2,
 }  # fmt: skip
 FINETUNING = {

@@ -40,10 +40,20 @@ def score(targets: NDArray[np.int64], logits: NDArray[np.floating], labels: Sequ
     matrix = np.bincount(targets * classes + predicted, minlength=classes**2).reshape(classes, classes)
     right, true, said = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     f1 = 2 * right / np.maximum(1, true + said)
+    precision, recall = right / np.maximum(1, said), right / np.maximum(1, true)
+    per_class = {
+        label: {
+            "precision": float(precision[i]),
+            "recall": float(recall[i]),
+            "f1": float(f1[i]),
+            "cells": int(true[i]),
+        }
+        for i, label in enumerate(labels)
+    }
     return {
         "accuracy": float(right.sum() / max(1, len(targets))),
         "macro_f1": float(f1[true > 0].mean()) if len(targets) else 0.0,
         "cells": len(targets),
-        "per_class": {label: {"f1": float(f1[i]), "cells": int(true[i])} for i, label in enumerate(labels)},
+        "per_class": per_class,
         "confusion_matrix": matrix.tolist(),
     }

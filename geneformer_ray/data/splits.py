@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from geneformer_ray.errors import InputError
 
@@ -14,11 +15,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ROLES", "GroupSplit", "split_by_group"]
+__all__ = ["NO_LABEL", "ROLES", "GroupSplit", "split_by_group"]
 
 ROLES = ("train", "choose", "report")
 # Of the cells, when the groups are dealt out by size.
 SHARES = {"train": 0.6, "choose": 0.2, "report": 0.2}
+
+
+# How cells without a label or a group are listed among the dropped ones.
+NO_LABEL = "(no label or group)"
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class GroupSplit:
     groups
         Group -> role.
     dropped
-        Labels with too few cells in some role -> their number of cells.
+        Labels with too few cells in some role, and cells without label or group -> how many cells.
     """
 
     labels: list[str]
@@ -86,6 +91,8 @@ def split_by_group(
     InputError
         If a group is unknown or in two roles, a role is empty, or fewer than two labels are left.
     """
+    missing = pd.isna(labels[rows]) | pd.isna(groups[rows])
+    unlabelled, rows = int(missing.sum()), rows[~missing]
     label_of, group_of = labels[rows].astype(str), groups[rows].astype(str)
     roles = _roles(group_of, assigned)
     role_of = np.array([roles.get(group, "") for group in group_of])
@@ -93,7 +100,8 @@ def split_by_group(
     for role, chosen in in_role.items():
         if len(chosen) == 0:
             raise InputError("--group", f"no cells to {role}", "groups with cells for each of train, choose and report")
-    names, dropped = [], {}
+    names: list[str] = []
+    dropped: dict[str, int] = {NO_LABEL: unlabelled} if unlabelled else {}
     for name in np.unique(label_of):
         fewest = min(int((labels[chosen].astype(str) == name).sum()) for chosen in in_role.values())
         if fewest >= min_cells:

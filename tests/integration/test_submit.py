@@ -142,3 +142,19 @@ def test_the_jobs_api_wants_the_token(head: Head) -> None:
     import httpx
 
     assert httpx.get(f"{head.address}/api/jobs/").status_code == 401
+
+
+def test_a_submitted_training_finds_its_workers_on_the_cluster(
+    head: Head, small_data: SmallData, tmp_path: Path
+) -> None:
+    cells = tmp_path / "cells"
+    table = ("tokenize", "--input", small_data.h5ad, "--vocabulary", small_data.vocabulary, "--output", str(cells))
+    done = head.submit("python", "-m", f"ray_jobs.{table[0]}", *table[1:])
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = head.submit(
+        "python", "-m", "ray_jobs.pretrain", "--cells", str(cells), "--vocabulary", small_data.vocabulary,
+        "--output", str(tmp_path / "model"), "--layers", "1", "--width", "8", "--heads", "1", "--feed-forward", "8",
+        "--epochs", "1", "--num-workers", "2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "model" / "model" / "model.safetensors").exists()

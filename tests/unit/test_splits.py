@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from geneformer_ray.data.splits import ROLES, GroupSplit, split_by_group
+from geneformer_ray.data.splits import NO_LABEL, ROLES, GroupSplit, split_by_group
 from geneformer_ray.errors import InputError
 
 NONE: dict[str, tuple[str, ...]] = {}
@@ -140,3 +140,13 @@ def test_one_class_only_is_refused() -> None:
         split(["alpha"] * 27, groups)
     with pytest.raises(InputError, match="--min-cells"):
         split(*cells_of([9, 9, 9]), min_cells=100)
+
+
+def test_cells_without_label_or_group_are_dropped_and_listed() -> None:
+    labels = np.array(["a", "b", None] * 30, dtype=object)
+    groups = np.repeat(np.array(["x", "y", "z"], dtype=object), 30)
+    groups[0] = None
+    split = split_by_group(np.arange(90), labels, groups, assigned={}, min_cells=1)
+    assert split.labels == ["a", "b"]
+    assert split.dropped == {NO_LABEL: 31}
+    assert 0 not in np.concatenate(list(split.rows.values()))
