@@ -77,9 +77,14 @@ def _from_text(kind: type[JobConfig], name: str, value: Any) -> Any:
     if get_origin(annotation) is Literal and isinstance(value, str):
         # pydantic takes a Literal's values as they are: the text -1 is not the number.
         return {str(choice): choice for choice in get_args(annotation)}.get(value, value)
-    several = get_origin(annotation) is tuple or any(get_origin(part) is tuple for part in get_args(annotation))
-    if several and isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
+    if get_origin(annotation) is tuple:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return [value] if isinstance(value, int | float) else value  # YAML: seeds: 0
+    if annotation is str and isinstance(value, list):
+        return ",".join(map(str, value))  # YAML: genes: [A, B]
+    if get_origin(annotation) is dict and isinstance(value, dict):
+        return {key: [str(one)] if isinstance(one, str | int) else one for key, one in value.items()}
     if get_origin(annotation) is dict and not isinstance(value, dict):
         pairs: dict[str, list[str]] = {}
         for text in value if isinstance(value, list) else [value]:
@@ -175,7 +180,9 @@ def in_submitted_copy() -> bool:
 
 def store_directory() -> str:
     """Say where the default MLflow store goes: the working directory, unless that is thrown away."""
-    if not os.environ.get("MLFLOW_TRACKING_URI") and in_submitted_copy():
-        got = "nothing, and a store in the working directory of a submitted job would be thrown away"
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    absolute = uri.startswith(("/", "sqlite:////")) or ("://" in uri and not uri.startswith("sqlite:"))
+    if not absolute and in_submitted_copy():
+        got = f"{uri or 'nothing'}, and a store in the working directory of a submitted job would be thrown away"
         raise InputError("MLFLOW_TRACKING_URI", got, "an MLflow server or sqlite:////absolute/path")
     return str(Path.cwd() / "mlflow")

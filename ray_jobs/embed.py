@@ -9,6 +9,7 @@ from pydantic import Field
 from geneformer_ray.compute.embedding import check_embedding
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
+from geneformer_ray.data.digests import digest_of
 from geneformer_ray.data.shards import finished_items
 from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.embed import EmbedWorker, embed_states, merge_gene_sums, row_items, states_of_output
@@ -43,6 +44,8 @@ def run(config: EmbedConfig) -> dict[str, Any]:
     model = open_model(config.model, config.vocabulary)
     table.check(model.vocabulary)
     rows = table.select(config.filter)
+    model.check_layer(config.layer)
+    model.check_lengths(int(table.lengths[rows].max()))
     if config.embedding != "gene":
         check_embedding(config.embedding, model.vocabulary)
     if config.state_column is not None:
@@ -57,8 +60,9 @@ def run(config: EmbedConfig) -> dict[str, Any]:
         "layer": config.layer,
         "state_column": config.state_column,
         "precision": config.precision,
+        "rows": digest_of(rows),
     }
-    storage.claim_output(output, plan, overwrite=config.overwrite, resume=True)
+    storage.claim_output(output, plan, overwrite=config.overwrite, resume=True, inputs=[cells, model.source])
     done = finished_items(output)
     todo = [item for item in row_items(rows) if item["item"] not in done]
     with connected():
@@ -71,7 +75,7 @@ def run(config: EmbedConfig) -> dict[str, Any]:
                 progress.advance(counts["cells"])
         states = {}
         if config.state_column is not None:
-            column = table.column(config.state_column, "--state-column").astype(str)
+            column = table.column(config.state_column, "--state-column")
             if config.embedding == "gene":
                 states = embed_states(
                     cells, rows, runner, embedding="mean", state_column=config.state_column, pool=pool

@@ -14,7 +14,7 @@ from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.splits import NO_LABEL, split_by_group
 from geneformer_ray.distribute.cluster import check_workers, connected
 from geneformer_ray.distribute.finetune import finetune_worker
-from geneformer_ray.distribute.train_workers import Workers, fit
+from geneformer_ray.distribute.train_workers import Workers, discard_checkpoints, fit
 from geneformer_ray.errors import InputError
 from geneformer_ray.manage.registry import open_store
 from geneformer_ray.manage.trial_records import Record, record_trials
@@ -50,6 +50,7 @@ class FinetuneConfig(JobConfig):
     class_weights: Literal["none", "balanced"] = Field("none", description="balanced: every class counts the same")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     gene_dropout: float = Field(0.0, ge=0, lt=1, description="share of a cell's genes left out of a training step")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights; on CPU it dominates a step")
     num_workers: int = Field(1, ge=1, description="data-parallel workers")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs of each worker")
     gpu: bool = Field(False, description="one GPU a worker")
@@ -64,8 +65,11 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     """Train every trial, record it in MLflow, register the models."""
     for pooling in config.pooling:
         check_pooling(pooling)
-    if not config.pooling or not config.seeds:
-        raise InputError("--pooling, --seeds", "nothing", "at least one each")
+    for flag, values in (("--pooling", config.pooling), ("--seeds", config.seeds)):
+        if not values or len(set(values)) < len(values):
+            raise InputError(flag, ",".join(map(str, values)) or "nothing", "one or several, each once")
+    if min(config.seeds) < 0:
+        raise InputError("--seeds", min(config.seeds), "seeds from 0 on")
     check_workers(config.num_workers, config.cpus_per_worker)
     output, cells = place(config.output, "--output"), place(config.cells, "--cells")
     store = store_directory()
@@ -96,9 +100,12 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         "options": options,
         "class_weights": config.class_weights,
         "label_smoothing": config.label_smoothing,
+        "attention_dropout": config.attention_dropout,
         "workers": config.num_workers,
+        "precision": config.precision,
+        "split": split.digest,
     }
-    storage.claim_output(output, plan, overwrite=config.overwrite, resume=True)
+    storage.claim_output(output, plan, overwrite=config.overwrite, resume=True, inputs=[cells, model.source])
     storage.write_json(storage.join(output, "split.json"), manifest)
     for label, count in split.dropped.items():
         why = "" if label == NO_LABEL else f", fewer than {config.min_cells} in some role"
@@ -107,8 +114,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     say(f"MLflow: {tracking}")
     worker_config = {
         "cells": cells,
-        "model": model.source,
-        "vocabulary": model.vocabulary_source,
+        **model.reference(),
         "rows": {role: rows.tolist() for role, rows in split.rows.items()},
         "targets": {role: targets.tolist() for role, targets in split.targets.items()},
         "labels": split.labels,
@@ -116,6 +122,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         "options": options,
         "class_weights": config.class_weights,
         "label_smoothing": config.label_smoothing,
+        "attention_dropout": config.attention_dropout,
         "output": output,
     }
     with connected():
@@ -129,6 +136,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     summary = record_trials(record)
     summary |= {"output": output, "mlflow": tracking}
     storage.finish_output(output, plan, summary)
+    discard_checkpoints(output)
     return summary
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from geneformer_ray.compute.model_directory import find_model, model_vocabulary, read_config, weights_digest
 from geneformer_ray.data import storage
 from geneformer_ray.errors import InputError
-from geneformer_ray.manage.registry import find_registered, is_registry_uri, open_store
+from geneformer_ray.manage.registry import is_registry_uri, local_source, open_store, pinned_uri
 from ray_jobs.command_line import in_submitted_copy, place, store_directory
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class OpenedModel:
         Its vocabulary.
     vocabulary_source
         ``--vocabulary``, made absolute; None where the model carries its own.
+    tracking_uri
+        The store of a registered model.
     """
 
     source: str
@@ -42,6 +44,7 @@ class OpenedModel:
     config: BertConfig
     vocabulary: GeneVocabulary
     vocabulary_source: str | None
+    tracking_uri: str | None
 
     @property
     def digest(self) -> str:
@@ -61,26 +64,35 @@ class OpenedModel:
                 "--cells", f"a cell of {longest} tokens", f"cells of up to {limit}, the model's input size"
             )
 
+    def check_layer(self, layer: int) -> None:
+        """Refuse the layer before the last of a model that has but one."""
+        if int(self.config.num_hidden_layers) + layer < 1:
+            raise InputError("--layer", layer, f"0 for a model of {self.config.num_hidden_layers} layers")
+
     def runner(self, **options: Any) -> dict[str, Any]:
         """Give the options with which a worker opens the model."""
-        return {"model": self.source, "vocabulary": self.vocabulary_source, **options}
+        return {**self.reference(), **options}
+
+    def reference(self) -> dict[str, Any]:
+        """Give what a worker needs to find the model: a registered one by its version and store."""
+        return {"model": self.source, "vocabulary": self.vocabulary_source, "tracking_uri": self.tracking_uri}
 
 
 def open_model(model: str, vocabulary: str | None) -> OpenedModel:
     """Find a model and its vocabulary, and check that they belong together."""
+    tracking_uri = None
     if is_registry_uri(model):
-        open_store(store_directory())
-        source = str(find_registered(model))
+        tracking_uri = open_store(store_directory())
+        source = pinned_uri(model)
     elif storage.exists(place_if_path(model)):
         source = place_if_path(model)
     else:
         source = model
     vocabulary_source = place(vocabulary, "--vocabulary") if vocabulary else None
-    directory = find_model(source)
+    directory = find_model(local_source(source, tracking_uri))
     config = read_config(directory)
-    return OpenedModel(
-        source, directory, config, model_vocabulary(directory, vocabulary_source, config), vocabulary_source
-    )
+    vocabulary_found = model_vocabulary(directory, vocabulary_source, config)
+    return OpenedModel(source, directory, config, vocabulary_found, vocabulary_source, tracking_uri)
 
 
 def place_if_path(model: str) -> str:

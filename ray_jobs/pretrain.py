@@ -10,10 +10,11 @@ from pydantic import Field
 from geneformer_ray.compute.training import SCHEDULES
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
+from geneformer_ray.data.digests import digest_of
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.distribute.cluster import check_workers, connected
 from geneformer_ray.distribute.pretrain import pretrain_worker
-from geneformer_ray.distribute.train_workers import Workers, fit
+from geneformer_ray.distribute.train_workers import Workers, discard_checkpoints, fit
 from geneformer_ray.errors import InputError
 from ray_jobs.command_line import JobConfig, main, place
 from ray_jobs.model_argument import open_model
@@ -84,14 +85,19 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         "options": options,
         "filter": {name: list(values) for name, values in config.filter.items()},
         "workers": config.num_workers,
+        "precision": config.precision,
+        "rows": digest_of(rows, held_out),
     }
-    storage.claim_output(output, plan, overwrite=config.overwrite, resume=True)
+    storage.claim_output(
+        output, plan, overwrite=config.overwrite, resume=True, inputs=[cells, opened.source if opened else None]
+    )
     vocabulary_source = storage.join(output, "vocabulary")
     vocabulary.save(vocabulary_source)
     worker_config = {
         "cells": cells,
         "vocabulary": vocabulary_source,
         "model": opened.source if opened else None,
+        "tracking_uri": opened.tracking_uri if opened else None,
         "shape": shape,
         "rows": {"train": rows[held_out:].tolist(), "validate": rows[:held_out].tolist()},
         "options": options,
@@ -112,6 +118,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         "output": output,
     }
     storage.finish_output(output, plan, summary)
+    discard_checkpoints(output)
     return summary
 
 

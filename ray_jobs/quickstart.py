@@ -113,6 +113,10 @@ def run(config: QuickstartConfig) -> dict[str, Any]:
         "served_equals_offline": served["equal"],
         "seconds": stage.seconds | {"total": round(sum(stage.seconds.values()), 1)},
     }
+    if not served["equal"]:
+        raise RuntimeError(
+            f"served and offline answers differ by {served['largest_difference']:.2g}: {json.dumps(summary)}"
+        )
     storage.finish_output(output, plan, json.loads(json.dumps(summary)))
     say(f"report: {at('report.html')}")
     return summary

@@ -10,6 +10,7 @@ from geneformer_ray.compute.embedding import check_embedding, check_states
 from geneformer_ray.compute.shifts import Reading
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
+from geneformer_ray.data.digests import digest_of
 from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.embed import embed_states
 from geneformer_ray.distribute.fan_out import Pool
@@ -49,6 +50,17 @@ def _states(config: ScreenConfig, table: CellTable, model: OpenedModel, pool: Po
     )
 
 
+def _what_states_are_made_of(config: ScreenConfig, table: CellTable) -> Any:
+    """Give what decides the states' embeddings: the file's content, or each cell's state."""
+    if config.state_embeddings is not None:
+        return storage.read_json(place(config.state_embeddings, "--state-embeddings"), "--state-embeddings")
+    return (
+        None
+        if config.state_column is None
+        else table.column(config.state_column, "--state-column").astype(str).tolist()
+    )
+
+
 def run(config: ScreenConfig) -> dict[str, Any]:
     """Screen every chosen cell."""
     check_flags(config)
@@ -56,6 +68,7 @@ def run(config: ScreenConfig) -> dict[str, Any]:
     table = CellTable(cells)
     model = open_model(config.model, config.vocabulary)
     table.check(model.vocabulary)
+    model.check_layer(config.layer)
     check_embedding(config.embedding, model.vocabulary)
     rows = _chosen_rows(config, table)
     sequences = [model.vocabulary.adapt(ids, table.vocabulary_digest) for ids in table.read(rows).input_ids]
@@ -68,8 +81,11 @@ def run(config: ScreenConfig) -> dict[str, Any]:
         "model": model.digest,
         "vocabulary": model.vocabulary.digest,
         **named,
+        "rows": digest_of(rows),
+        "states": digest_of(_what_states_are_made_of(config, table)),
     }
-    storage.claim_output(output, record, overwrite=config.overwrite, resume=True)
+    inputs = [cells, model.source, config.state_embeddings and place(config.state_embeddings, "--state-embeddings")]
+    storage.claim_output(output, record, overwrite=config.overwrite, resume=True, inputs=inputs)
     model.vocabulary.save(storage.join(output, "_vocabulary"))
     with connected():
         pool = Pool.of_cluster(model=True)

@@ -71,9 +71,12 @@ def check_flags(config: ScreenConfig) -> None:
         raise NotThereYetError.flag("--rank-shift", config.rank_shift, "nothing so far")
     if config.gene_shifts_summary:
         raise NotThereYetError.flag("--gene-shifts-summary", "true", "--gene-shifts so far")
-    states = (config.state_column, config.start, config.goal)
-    if any(states) and not all(states):
+    needed = (config.state_column, config.start, config.goal)
+    if any(needed) and not all(needed):
         raise InputError("--state-column, --start, --goal", "some of them", "all three, or none")
+    states = [state for state in (config.start, config.goal, *config.alternatives) if state is not None]
+    if len(set(states)) < len(states):
+        raise InputError("--start, --goal, --alternatives", ", ".join(states), "states that differ")
     if not config.start and (config.alternatives or config.state_embeddings):
         raise InputError(
             "--alternatives, --state-embeddings", "no states", "--state-column, --start and --goal as well"
@@ -85,6 +88,8 @@ def perturbation_plan(
 ) -> PerturbationPlan:
     """Turn the flags into a plan; `sequences` are the chosen cells, for ``--min-cells``."""
     resolve, tokens = vocabulary.resolve, vocabulary.tokens
+    if config.genes != "all" and config.min_cells > 1:
+        raise InputError("--min-cells", config.min_cells, "1 with a list of genes: it chooses among all")
     if config.genes == "all":
         few = config.min_cells > 1
         genes = genes_in_enough_cells(sequences, vocabulary, config.min_cells) if few else None

@@ -60,7 +60,7 @@ def run(config: StatisticsConfig) -> dict[str, Any]:
         "screen": screen,
         **config.model_dump(mode="json", exclude={"overwrite", "output", "shifts"}),
     }
-    storage.claim_output(output, plan, overwrite=config.overwrite)
+    storage.claim_output(output, plan, overwrite=config.overwrite, inputs=[shifts])
     vocabulary = GeneVocabulary.load(storage.join(shifts, "_vocabulary"), "--shifts")
     filesystem, inside = storage.locate(storage.join(shifts, "cell_shifts"))
     table = goal_shift_table(

@@ -63,12 +63,14 @@ def run(config: TokenizeConfig) -> dict[str, Any]:
     plan = {
         "job": "tokenize",
         "files": files,
+        "contents": [storage.stamp(path) for path in files],
         "vocabulary": vocabulary.digest,
+        "encoding": vocabulary.encoding_digest,
         "obs_columns": list(config.obs_columns),
         "prefixes": list(config.cell_id_prefix),
         **reading,
     }
-    storage.claim_output(output, plan, overwrite=config.overwrite, resume=True)
+    storage.claim_output(output, plan, overwrite=config.overwrite, resume=True, inputs=[*files, vocabulary_path])
     done = finished_items(output)
     options = {
         "vocabulary": vocabulary_path,

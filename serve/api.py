@@ -113,7 +113,9 @@ def create_api(service: Computing) -> FastAPI:
         settings, served = service.settings, service.model
         if request.perturbation != "delete":
             raise NotThereYetError.flag("perturbation", request.perturbation, "delete so far")
-        more = f"up to {settings.max_candidate_genes}; for more: python -m ray_jobs.screen --cells DIR --genes FILE "
+        more = (
+            f"up to {settings.max_candidate_genes}; for more: python -m ray_jobs.screen --cells DIR --genes G1,G2,... "
+        )
         more += f"--model {settings.model} --output DIR"
         if len(request.genes) > settings.max_candidate_genes:
             raise TooLargeError("genes", f"{len(request.genes)} genes", more)

@@ -22,12 +22,12 @@ __all__ = ["baseline_scores", "rank_features"]
 COMPONENTS = 50
 
 
-def rank_features(sequences: Sequence[NDArray[np.integer]], vocabulary: GeneVocabulary) -> NDArray[np.float32]:
+def rank_features(sequences: Sequence[NDArray[np.integer]], vocabulary: GeneVocabulary) -> sparse.csr_matrix:
     """Spread rank value encodings over genes: 1 for a cell's first gene falling to 0 behind its last, 0 where absent.
 
     Returns
     -------
-    float32 array of shape (cells, vocabulary).
+    Sparse float32 matrix of shape (cells, vocabulary).
     """
     rows, columns, values = [], [], []
     special = np.fromiter(vocabulary.special_ids, dtype=np.int64)
@@ -38,7 +38,7 @@ def rank_features(sequences: Sequence[NDArray[np.integer]], vocabulary: GeneVoca
         values.append(1 - np.arange(len(genes)) / max(1, len(genes)))
     shape = (len(sequences), len(vocabulary))
     coordinates = (np.concatenate(rows), np.concatenate(columns))
-    return np.asarray(sparse.coo_array((np.concatenate(values).astype(np.float32), coordinates), shape=shape).toarray())
+    return sparse.csr_matrix((np.concatenate(values).astype(np.float32), coordinates), shape=shape)
 
 
 def baseline_scores(
@@ -67,8 +67,10 @@ def baseline_scores(
         Log-probabilities of shape (cells, classes), one array a list in `others`.
     """
     features = rank_features(train, vocabulary)
-    components = min(COMPONENTS, *features.shape)
-    model = make_pipeline(PCA(components, random_state=seed), LogisticRegression(max_iter=2_000))
+    # ARPACK centres sparse features without spreading them: a dense matrix of many cells would not fit.
+    components = min(COMPONENTS, min(features.shape) - 1)
+    pca = PCA(components, svd_solver="arpack", random_state=seed)
+    model = make_pipeline(pca, LogisticRegression(max_iter=2_000))
     model.fit(features, targets)
     results = []
     for sequences in others:

@@ -166,14 +166,15 @@ def new_classifier(
         The vocabulary that the classifier uses: extended by ``<cls>`` where that was needed.
     """
     config = model_directory.read_config(directory)
-    former_head = _is_classifier(config)
     _describe(config, check_pooling(pooling), vocabulary)
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.attention_probs_dropout_prob = attention_dropout
     # The head of a former task may have another number of labels.
-    model = model_directory.load_weights(CellClassifier, directory, config=config, ignore_mismatched_sizes=former_head)
+    model = model_directory.load_weights(
+        CellClassifier, directory, fresh=("bert.pooler.", "classifier."), config=config
+    )
     # A head of the trunk's own former task would be a head start that the other poolings do not have.
     for module in (model.bert.pooler.dense, model.classifier):
         nn.init.normal_(module.weight, std=config.initializer_range)

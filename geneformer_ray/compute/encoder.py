@@ -33,7 +33,7 @@ class Encoder(nn.Module):
     Parameters
     ----------
     bert
-        The whole trunk. Its layers are shared, not copied.
+        The whole trunk. The encoder takes it over: layers beyond the one that is read, and the pooler, are cut off.
     layer
         ``-1`` reads the output of the layer before the last (upstream's default), ``0`` the last layer's.
     execution

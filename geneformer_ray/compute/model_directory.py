@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,8 @@ from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError, VocabularyMismatch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
 
 __all__ = ["find_model", "load_weights", "model_vocabulary", "read_config", "save_model", "weights_digest"]
@@ -73,22 +76,50 @@ def read_config(directory: Path, flag: str = "--model") -> BertConfig:
     return BertConfig.from_pretrained(directory)
 
 
-def load_weights(kind: type[ModelT], directory: Path, **options: Any) -> ModelT:
+def load_weights(kind: type[ModelT], directory: Path, *, fresh: Sequence[str] = (), **options: Any) -> ModelT:
     """Load a model class from a directory: safetensors, float32, SDPA attention.
 
-    A head that the directory lacks starts fresh, one that the class lacks is left: both are meant here, so the
-    library's report of them is kept quiet.
+    Parameters
+    ----------
+    kind
+        The model class. A head of the directory that the class lacks is left.
+    directory
+        In ``save_pretrained`` form.
+    fresh
+        Beginnings of the names of parameters that may start with random values where the directory lacks them, or holds
+        them in another shape: a new head.
+    options
+        Passed on.
+
+    Raises
+    ------
+    InputError
+        If any other parameter is missing: transformers would fill it with random values and only log it.
     """
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # a bar for a fraction of a second, in every worker
     try:
-        loaded: ModelT = kind.from_pretrained(
-            directory, attn_implementation="sdpa", use_safetensors=True, dtype=torch.float32, **options
+        loaded, info = kind.from_pretrained(
+            directory,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=bool(fresh),
+            **options,
         )
-        return loaded
     finally:
         transformers.logging.set_verbosity(verbosity)
+    absent = [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]
+    random = sorted(name for name in absent if not name.startswith(tuple(fresh)))
+    if random:
+        got = f"{directory}, whose weights lack {random[0]}" + (f" and {len(random) - 1} more" if random[1:] else "")
+        raise InputError(
+            "--model", got, "a directory with all of the model's weights, in the shapes of its config.json"
+        )
+    model: ModelT = loaded
+    return model
 
 
 def model_vocabulary(directory: Path, given: str | None, config: BertConfig) -> GeneVocabulary:
@@ -116,6 +147,9 @@ def model_vocabulary(directory: Path, given: str | None, config: BertConfig) -> 
         raise VocabularyMismatch(
             "--vocabulary", f"vocabulary {vocabulary.digest}", f"{recorded}, which the model was made with"
         )
+    if vocabulary.max_length > config.max_position_embeddings:
+        # A dictionary without a stored length: the model's own size is what its cells are cut to.
+        vocabulary = replace(vocabulary, max_length=config.max_position_embeddings)
     if config.vocab_size != len(vocabulary):
         got = f"a vocabulary of {len(vocabulary)} tokens"
         raise VocabularyMismatch("--vocabulary", got, f"one of {config.vocab_size}, the model's size")

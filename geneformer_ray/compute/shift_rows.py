@@ -174,7 +174,7 @@ def _name_events(
     lists = pc.split_pattern(pa.array(events, pa.string()), pattern=UNIT_SEPARATOR)
     keys = pd.DataFrame({"event": pc.list_parent_indices(lists), "key": lists.flatten().to_pandas()})
     keys = keys.sort_values(["event", "key"], kind="stable")
-    keys["symbol"] = keys["key"].map(dict(symbols)).fillna(keys["key"])
+    keys["symbol"] = [symbols.get(key, key) for key in keys["key"]]
     name_E, symbol_E = (
         _joined(
             pa.ListArray.from_arrays(lists.offsets, pa.array(keys[column].to_numpy(object), pa.string())),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,18 +15,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from geneformer_ray.data import storage
+from geneformer_ray.data.digests import digest_of
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
+logger = logging.getLogger(__name__)
+
 __all__ = ["CellTable", "Cells", "cells_schema"]
 
 DIGEST_KEY = b"vocabulary_digest"
+ROWS_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True)
@@ -119,12 +124,22 @@ class CellTable:
     @cached_property
     def digest(self) -> str:
         """A hash of the cells: ids and tokens in order."""
-        sha = hashlib.sha256()
-        for start in range(0, len(self), 4096):
-            cells = self.read(np.arange(start, min(start + 4096, len(self))))
-            sha.update("\0".join(cells.cell_ids).encode())
-            sha.update(np.concatenate([cells.lengths.astype(np.int32), *cells.input_ids]).tobytes())
-        return sha.hexdigest()[:16]
+        lengths, tokens = hashlib.sha256(), hashlib.sha256()
+        for lists in self._token_lists():
+            lengths.update(pc.list_value_length(lists).cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
+            tokens.update(lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32).tobytes())
+        return digest_of(self.cell_ids.tolist(), lengths.hexdigest(), tokens.hexdigest())
+
+    def _token_lists(self) -> Iterator[Any]:
+        """Give every cell's tokens, some thousands of cells at a time."""
+        if self._dataset is not None:
+            for start in range(0, len(self), ROWS_AT_ONCE):
+                stop = min(start + ROWS_AT_ONCE, len(self))
+                yield from self._dataset.select_columns(["input_ids"])[start:stop]["input_ids"].chunks
+            return
+        for file in self.files:
+            for batch in self._parquet(file).iter_batches(ROWS_AT_ONCE, columns=["input_ids"]):
+                yield batch.column(0)
 
     # ------------------------------------------------------------------ reading
 
@@ -138,9 +153,14 @@ class CellTable:
     @cached_property
     def cell_ids(self) -> NDArray[Any]:
         """Every cell's id, or its row number as a string where the table has none; shape (cells,)."""
-        if "cell_id" in self.schema.names:
-            return self.column("cell_id", self._flag).astype(str)
-        return np.arange(len(self)).astype(str)
+        if "cell_id" not in self.schema.names:
+            return np.arange(len(self)).astype(str)
+        ids = self.column("cell_id", self._flag).astype(str)
+        names, counts = np.unique(ids, return_counts=True)
+        if len(names) < len(ids):
+            got = f"{self.path} with the cell id {names[counts > 1][0]} {counts.max()} times"
+            raise InputError(self._flag, got, "a table with unique cell ids")
+        return ids
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -232,8 +252,13 @@ class CellTable:
         """Check that the cells belong to a vocabulary: digests where both have one, ids by their range otherwise."""
         highest = None
         if self.vocabulary_digest is None:
-            values = [pc.max(chunk.flatten()).as_py() for chunk in self._whole(["input_ids"])["input_ids"].chunks]
-            highest = max((value for value in values if value is not None), default=None)
+            extremes = [pc.min_max(lists.flatten()).as_py() for lists in self._token_lists() if len(lists.flatten())]
+            if any(extreme["min"] < 0 for extreme in extremes):
+                raise InputError(self._flag, f"{self.path} with negative token ids", "token ids from 0 on")
+            highest = max((extreme["max"] for extreme in extremes), default=None)
+            logger.warning(
+                "%s does not say which vocabulary encoded it: only the range of its ids is checked", self.path
+            )
         vocabulary.check_cells(self.vocabulary_digest, highest)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from geneformer_ray.data.digests import digest_of
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class GroupSplit:
     targets: dict[str, NDArray[np.int64]]
     groups: dict[str, str]
     dropped: dict[str, int]
+
+    @property
+    def digest(self) -> str:
+        """A hash of which cells do what, and of their classes."""
+        arrays = [array for role in ROLES for array in (self.rows[role], self.targets[role])]
+        return digest_of(self.labels, *arrays)
 
     def manifest(self, cell_ids: NDArray[Any]) -> dict[str, Any]:
         """Give what a reader needs to make the same split: groups, labels, and the cells of each role."""

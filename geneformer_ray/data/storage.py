@@ -11,11 +11,14 @@ import os
 import posixpath
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs
 
 from geneformer_ray.errors import InputError, OutputExistsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "absolute",
@@ -29,6 +32,7 @@ __all__ = [
     "locate",
     "read_bytes",
     "read_json",
+    "stamp",
     "upload",
     "write_bytes",
     "write_json",
@@ -58,6 +62,13 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
     except (ValueError, OSError) as error:
         raise InputError("path", path, f"a local path or a pyarrow filesystem URI ({error})") from error
     return filesystem, inside
+
+
+def stamp(path: str) -> str:
+    """Give a file's size and time of change: enough to tell that it is not the file of an earlier run."""
+    filesystem, inside = locate(path)
+    info = filesystem.get_file_info(inside)
+    return f"{info.size} bytes, {info.mtime_ns}"
 
 
 def join(path: str, *parts: str) -> str:
@@ -131,7 +142,9 @@ def upload(directory: Path, path: str) -> None:
     fs.copy_files(os.fspath(directory), inside, destination_filesystem=filesystem)
 
 
-def claim_output(path: str, plan: dict[str, Any], *, overwrite: bool, resume: bool = False) -> bool:
+def claim_output(
+    path: str, plan: dict[str, Any], *, overwrite: bool, resume: bool = False, inputs: Sequence[str | None] = ()
+) -> bool:
     """Take an output directory for a job: empty, overwritten on request, or left from the very same plan.
 
     Parameters
@@ -144,6 +157,8 @@ def claim_output(path: str, plan: dict[str, Any], *, overwrite: bool, resume: bo
         Delete what lies there.
     resume
         Whether this job can go on where an unfinished run of the same plan stopped.
+    inputs
+        What the job reads: none of it may lie in the output, or hold it.
 
     Returns
     -------
@@ -155,6 +170,10 @@ def claim_output(path: str, plan: dict[str, Any], *, overwrite: bool, resume: bo
     OutputExistsError
         If something else lies there: rows of two plans are never mixed.
     """
+    for source in filter(None, inputs):
+        here, there = path.rstrip("/") + "/", source.rstrip("/") + "/"
+        if here.startswith(there) or there.startswith(here):
+            raise InputError("--output", f"{path}, beside {source}, which the job reads", "a directory of its own")
     filesystem, inside = locate(path)
     info = filesystem.get_file_info(inside)
     if info.type == fs.FileType.File:
@@ -162,6 +181,9 @@ def claim_output(path: str, plan: dict[str, Any], *, overwrite: bool, resume: bo
     if info.type == fs.FileType.Directory:
         content = filesystem.get_file_info(fs.FileSelector(inside, recursive=False))
         if content and overwrite:
+            if not exists(join(path, MANIFEST)):
+                takes = f"the output of an earlier run, to be replaced: nothing is deleted where no {MANIFEST} lies"
+                raise InputError("--overwrite", f"{path}, which holds other files", takes)
             filesystem.delete_dir_contents(inside)
         elif content:
             _refuse_unless_same(path, plan, resume=resume)

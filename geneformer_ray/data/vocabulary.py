@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geneformer_ray.data import storage
+from geneformer_ray.data.digests import digest_of
 from geneformer_ray.errors import InputError, NotThereYetError, UnknownGeneError, VocabularyMismatch
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class GeneVocabulary:
         """A hash of the token ids: two vocabularies with the same digest give ids the same meaning."""
         canonical = json.dumps(sorted(self.tokens.items(), key=lambda item: item[1]), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @cached_property
+    def encoding_digest(self) -> str:
+        """A hash of all that decides how a cell is encoded: tokens, medians, mapping, symbols and length."""
+        return digest_of(self.digest, dict(self.medians), dict(self.mapping), dict(self.symbols), self.max_length)
 
     @cached_property
     def names(self) -> list[str]:
@@ -173,12 +179,20 @@ class GeneVocabulary:
         """Re-encode a cell for this vocabulary: a parent's cell gets ``<cls>`` in front and is cut to size.
 
         Cells of this vocabulary itself, or of unknown origin that start with ``<cls>`` already, pass unchanged.
+
+        Raises
+        ------
+        VocabularyMismatch
+            If the vocabulary has a ``<cls>`` and the cell does not begin with it.
         """
         ids = np.asarray(input_ids, dtype=np.int32)
         behind_parent = self.parent_digest is not None and cells_digest in (self.parent_digest, None)
         if behind_parent and (len(ids) == 0 or ids[0] != self.cls_id):
             front = np.array([self.tokens[CLS]], dtype=np.int32)
             ids = np.concatenate([front, ids[: self.max_length - 1]])
+        if self.cls_id is not None and (len(ids) == 0 or ids[0] != self.cls_id):
+            # Encoded without special tokens: position 0 would be read as if it were the <cls>.
+            raise VocabularyMismatch("--cells", "a cell without <cls> in front", "cells encoded with special tokens")
         return ids
 
     def check_cells(self, cells_digest: str | None, input_ids_max: int | None = None) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geneformer_ray.compute.embedding import cell_embeddings, gene_embedding_sums
-from geneformer_ray.compute.model_runner import ModelRunner
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import mark_finished, write_shard
 from geneformer_ray.distribute.fan_out import Pool, fan_out
+from geneformer_ray.distribute.worker_model import open_runner
 from geneformer_ray.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class EmbedWorker:
     cells
         The table's path.
     runner
-        Options of :class:`ModelRunner`.
+        Options of :func:`open_runner`.
     embedding
         ``mean``, ``cls`` or ``gene``; ``states`` sums cell embeddings by state instead of writing them.
     output
@@ -53,7 +54,7 @@ class EmbedWorker:
         state_embedding: str = "mean",
     ) -> None:  # fmt: skip
         self.table = CellTable(cells)
-        self.runner = ModelRunner(**runner)
+        self.runner = open_runner(runner)
         self.embedding, self.output = embedding, output
         self.state_column, self.state_embedding = state_column, state_embedding
 
@@ -73,7 +74,9 @@ class EmbedWorker:
         return mark_finished(self.output, item["item"], {"cells": len(rows)})
 
     def _sums(self, columns: dict[str, NDArray[Any]], values: NDArray[np.float32]) -> dict[str, list[Any]]:
-        states = columns[self.state_column or ""].astype(str)
+        there = columns[self.state_column or ""]
+        known = ~pd.isna(there)  # a cell without a state belongs to none
+        states, values = there[known].astype(str), values[known]
         sums = {}
         for state in np.unique(states):
             chosen = values[states == state].astype(np.float64)
@@ -125,7 +128,7 @@ def embed_states(
     return _means(totals)
 
 
-def states_of_output(output: str, cell_ids: NDArray[Any], states: NDArray[np.str_]) -> dict[str, NDArray[np.float32]]:
+def states_of_output(output: str, cell_ids: NDArray[Any], states: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
     """Average the embeddings that a finished run wrote, by state; float32 of shape (width,) a state.
 
     Parameters
@@ -133,15 +136,17 @@ def states_of_output(output: str, cell_ids: NDArray[Any], states: NDArray[np.str
     output
         The run's output.
     cell_ids, states
-        Of the table's cells, shape (cells,).
+        Of the table's cells, shape (cells,). A cell without a state belongs to none.
     """
-    state_of = dict(zip(cell_ids.tolist(), states.tolist(), strict=True))
+    state_of = {cell_id: state for cell_id, state in zip(cell_ids.tolist(), states, strict=True) if not pd.isna(state)}
     totals: dict[str, tuple[int, NDArray[np.float64]]] = {}
     for file in storage.list_files(storage.join(output, "embeddings"), ".parquet"):
         filesystem, inside = storage.locate(file)
         table = pq.read_table(inside, filesystem=filesystem)
         values = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        there = np.array([state_of[cell_id] for cell_id in table["cell_id"].to_pylist()])
+        there = np.array([str(state_of.get(cell_id, "")) for cell_id in table["cell_id"].to_pylist()])
+        known = np.array([cell_id in state_of for cell_id in table["cell_id"].to_pylist()])
+        there, values = there[known], values[known]
         for state in np.unique(there):
             chosen = values[there == state].astype(np.float64)
             count, total = totals.get(str(state), (0, np.zeros(values.shape[1])))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 import ray.data
 
 from geneformer_ray.compute.execution import use_threads
+from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 __all__ = ["ItemWorker", "Pool", "fan_out"]
+
+
+BAD_INPUT = "bad input"
 
 
 class ItemWorker(Protocol):
@@ -44,6 +50,9 @@ class Pool:
         """Use the whole cluster: one actor a GPU for a model where there are GPUs, else one a CPU."""
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0)) if model else 0
+        if "RAY_ADDRESS" in os.environ:
+            # It may grow with what is asked for, from no worker at all: as many actors as there are items.
+            return cls(1, sys.maxsize, gpus=1 if gpus else 0)
         return cls(1, gpus, gpus=1) if gpus else cls(1, int(resources.get("CPU", 0)))
 
     def execution(self) -> dict[str, Any]:
@@ -59,7 +68,14 @@ class _Actor:
         self._worker = kind(**options)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"result": [json.dumps(self._worker(json.loads(text))) for text in batch["item"]]}
+        return {"result": [json.dumps(self._answer(json.loads(text))) for text in batch["item"]]}
+
+    def _answer(self, item: dict[str, Any]) -> dict[str, Any]:
+        # Bad input is told as an answer: Ray Data would wrap the exception in a trace, and try again.
+        try:
+            return self._worker(item)
+        except InputError as error:
+            return {BAD_INPUT: [error.field, str(error.got), error.takes]}
 
 
 def fan_out(
@@ -75,6 +91,11 @@ def fan_out(
         Plain JSON values that say what to do: row numbers of a shared table, not the rows themselves.
     pool
         The actors. No more are started than there are items.
+
+    Raises
+    ------
+    InputError
+        If a worker met bad input in an item.
     """
     if not items:
         return
@@ -91,7 +112,10 @@ def fan_out(
         num_gpus=pool.gpus or None,
     )
     for row in results.iter_rows():
-        yield json.loads(row["result"])
+        answer = json.loads(row["result"])
+        if BAD_INPUT in answer:
+            raise InputError(*answer[BAD_INPUT])
+        yield answer
 
 
 def _quiet() -> None:

@@ -23,6 +23,7 @@ from geneformer_ray.compute.training import (
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.distribute.train_workers import Worker
+from geneformer_ray.manage.registry import local_source
 from geneformer_ray.manage.trials import trial_directory, trial_name, write_predictions
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def finetune_worker(config: dict[str, Any]) -> None:
     ----------
     config
         ``cells``, ``model``, ``vocabulary`` (sources), ``rows`` and ``targets`` by role, ``labels``, ``trials`` (pairs
-        of pooling and seed), ``options`` of the training, ``class_weights``, ``label_smoothing``, ``output``.
+        of pooling and seed), ``options`` of the training, ``class_weights``, ``label_smoothing``,
+        ``attention_dropout``, ``output``.
     """
     worker = Worker(config)
     table = CellTable(config["cells"])
@@ -64,9 +66,11 @@ class _Trial:
         self.directory = trial_directory(config["output"], pooling, seed)
         self.options = TrainingOptions(**{**config["options"], "seed": seed})
         torch.manual_seed(seed)  # the fresh head, the same on every worker
-        source = find_model(config["model"])
+        source = find_model(local_source(config["model"], config["tracking_uri"]))
         parent = model_vocabulary(source, config["vocabulary"], read_config(source))
-        self.model, self.vocabulary = new_classifier(source, parent, config["labels"], pooling)
+        self.model, self.vocabulary = new_classifier(
+            source, parent, config["labels"], pooling, attention_dropout=config["attention_dropout"]
+        )
         self.cells_digest = table.vocabulary_digest or parent.digest
 
     def _sequences(self, role: str, rank: int = 0, step: int = 1) -> list[NDArray[np.int32]]:

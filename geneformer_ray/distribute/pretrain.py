@@ -19,6 +19,7 @@ from geneformer_ray.data.batching import length_batches, pad
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.distribute.train_workers import Worker
+from geneformer_ray.manage.registry import local_source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,8 +86,8 @@ def _model(config: dict[str, Any], vocabulary: GeneVocabulary, seed: int) -> Mas
     torch.manual_seed(seed)
     if config["model"] is None:
         return new_model(vocabulary, **config["shape"])
-    source = model_directory.find_model(config["model"])
-    return model_directory.load_weights(MaskedGeneModel, source)
+    source = model_directory.find_model(local_source(config["model"], config["tracking_uri"]))
+    return model_directory.load_weights(MaskedGeneModel, source, fresh=("cls.",))
 
 
 @torch.inference_mode()

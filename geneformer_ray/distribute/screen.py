@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geneformer_ray.compute.model_runner import ModelRunner
 from geneformer_ray.compute.perturbation import PerturbationPlan, count_events
 from geneformer_ray.compute.shift_tables import cell_shift_rows, gene_shift_rows
 from geneformer_ray.compute.shifts import Reading, shift_cell
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import finished_items, mark_finished, write_shard
 from geneformer_ray.distribute.fan_out import Pool, fan_out
+from geneformer_ray.distribute.worker_model import open_runner
 from geneformer_ray.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Screen:
     sequences
         Their token ids, as the model takes them.
     runner
-        Options of :class:`ModelRunner`.
+        Options of :func:`open_runner`.
     plan, reading
         What is done, and what is compared.
     output
@@ -125,7 +125,7 @@ class ScreenWorker:
     cells
         The table's path.
     runner
-        Options of :class:`ModelRunner`.
+        Options of :func:`open_runner`.
     plan
         Fields of :class:`PerturbationPlan`.
     reading
@@ -138,7 +138,7 @@ class ScreenWorker:
         self, cells: str, runner: dict[str, Any], plan: dict[str, Any], reading: dict[str, Any], output: str
     ) -> None:
         self.table = CellTable(cells)
-        self.runner = ModelRunner(**runner)
+        self.runner = open_runner(runner)
         self.plan = PerturbationPlan(**{**plan, "genes": None if plan["genes"] is None else tuple(plan["genes"])})
         states = {state: np.array(vector, dtype=np.float32) for state, vector in reading["states"].items()}
         self.reading = Reading(**{**reading, "states": states})

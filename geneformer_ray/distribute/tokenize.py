@@ -18,6 +18,8 @@ from geneformer_ray.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
+
 __all__ = ["TokenizeWorker", "input_files", "plan_blocks"]
 
 CELLS_PER_BLOCK = 2_000
@@ -93,8 +95,8 @@ class TokenizeWorker:
         encoded = encoder.encode(block.counts, block.totals)
         kept = encoded.genes_before_cut > 0
         ids = [item["prefix"] + cell_id for cell_id in block.cell_ids]
-        columns = {name: pa.array(block.obs[name].astype(object).where(block.obs[name].notna(), None), from_pandas=True)
-                   for name in self.obs_columns}  # fmt: skip
+        # Typed by the whole file: a block that happens to lack values must not differ from the others.
+        columns = {name: _array(block.obs[name]).cast(_array(file.obs[name]).type) for name in self.obs_columns}
         schema = cells_module.cells_schema(
             self.vocabulary.digest, {name: values.type for name, values in columns.items()}
         )
@@ -118,3 +120,8 @@ class TokenizeWorker:
             "genes_duplicated": len(encoder.duplicates),
         }
         return mark_finished(self.output, item["item"], counts)
+
+
+def _array(column: pd.Series[Any]) -> Any:
+    """Give an obs column as an Arrow array; categories as what they name."""
+    return pa.array(column.astype(object).where(column.notna(), None), from_pandas=True)

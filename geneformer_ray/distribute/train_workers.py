@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from geneformer_ray.compute.training import Optimisation
 
-__all__ = ["Worker", "Workers", "fit"]
+__all__ = ["Worker", "Workers", "discard_checkpoints", "fit"]
 
 MAX_FAILURES = 3
 SECONDS_BETWEEN_POLLS = 0.5
@@ -194,7 +194,11 @@ def fit(
     finally:
         finished.set()
         watcher.join()
-    filesystem, inside = storage.locate(runs)
+
+
+def discard_checkpoints(output: str) -> None:
+    """Delete the checkpoints of a training whose results are safe; until then a rerun goes on from them."""
+    filesystem, inside = storage.locate(storage.join(output, RUNS))
     filesystem.delete_dir(inside)
 
 

@@ -19,11 +19,14 @@ __all__ = [
     "CHAMPION",
     "CHOOSING_METRIC",
     "PREVIOUS",
+    "SPLIT_TAG",
     "ModelVersion",
     "find_registered",
     "is_registry_uri",
+    "local_source",
     "log_run",
     "open_store",
+    "pinned_uri",
     "promote",
     "register",
     "rollback",
@@ -32,7 +35,10 @@ __all__ = [
 
 CHAMPION, PREVIOUS = "champion", "previous"
 CHOOSING_METRIC = "choosing_macro_f1"
+SPLIT_TAG = "split_digest"
 EXPERIMENT = "geneformer-ray"
+# How MLflow says that a model or an alias does not exist, by kind of store.
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 # Pickles are never read from a store that others can write to; this is read when MLflow loads a model.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 # Several processes of one machine share the SQLite file, and our own progress is enough.
@@ -137,6 +143,8 @@ def register(run_id: str, directory: Path, name: str, tags: Mapping[str, str]) -
     tags
         Metrics and digests of the version.
     """
+    from importlib.metadata import version
+
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -147,13 +155,16 @@ def register(run_id: str, directory: Path, name: str, tags: Mapping[str, str]) -
             name="classifier",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"model": str(directory)},
-            pip_requirements=["geneformer-ray"],
+            # What loads it beside this package, which has to be installed there.
+            pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch", "transformers")],
             signature=_signature(),
         )
     client = mlflow.MlflowClient()
     try:
         client.get_registered_model(name)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
         client.create_registered_model(name)
     texts = {key: str(value) for key, value in tags.items()}
     made = client.create_model_version(name, info.model_uri, run_id=run_id, tags=texts, model_id=info.model_id)
@@ -189,6 +200,36 @@ def find_registered(uri: str, flag: str = "--model") -> Path:
     return inside[0]
 
 
+def pinned_uri(uri: str, flag: str = "--model") -> str:
+    """Give ``models:/NAME/VERSION`` for an alias: it may move while workers start."""
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if not at:
+        return uri
+    version = version_of_alias(name, alias)
+    if version is None:
+        raise InputError(flag, uri, f"a registered model with the alias {alias}")
+    return f"models:/{name}/{version}"
+
+
+def local_source(source: str, tracking_uri: str | None) -> str:
+    """Give what a process opens: a registered model's local directory, anything else as it is.
+
+    Parameters
+    ----------
+    source
+        A model directory, URI, hub id or ``models:/NAME/VERSION``.
+    tracking_uri
+        The store of registered models: a worker on another node has an environment of its own.
+    """
+    if not is_registry_uri(source):
+        return source
+    import mlflow
+
+    if tracking_uri is not None:
+        mlflow.set_tracking_uri(tracking_uri)
+    return str(find_registered(source))
+
+
 def _versions(name: str) -> list[ModelVersion]:
     import mlflow
 
@@ -206,8 +247,10 @@ def version_of_alias(name: str, alias: str) -> int | None:
 
     try:
         return int(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
-    except MlflowException:
-        return None  # MLflow's way to say that no version has the alias
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        return None
 
 
 def promote(name: str, version: int | None = None) -> tuple[ModelVersion, int | None]:
@@ -218,7 +261,8 @@ def promote(name: str, version: int | None = None) -> tuple[ModelVersion, int | 
     name
         The registered model.
     version
-        The version; by default the one with the highest macro F1 on the choosing cells.
+        The version; by default the one with the highest macro F1 on the choosing cells, among those with the newest
+        version's split.
 
     Returns
     -------
@@ -229,7 +273,9 @@ def promote(name: str, version: int | None = None) -> tuple[ModelVersion, int | 
 
     versions = _versions(name)
     if version is None:
-        measured = [item for item in versions if CHOOSING_METRIC in item.tags]
+        # Figures compare only on the same cells: those of the newest version's split.
+        split = versions[-1].tags.get(SPLIT_TAG)
+        measured = [v for v in versions if CHOOSING_METRIC in v.tags and v.tags.get(SPLIT_TAG) == split]
         if not measured:
             raise InputError("--version", "nothing", f"a version: none of {name} is tagged with {CHOOSING_METRIC}")
         chosen = max(measured, key=lambda item: (float(item.tags[CHOOSING_METRIC]), item.version))

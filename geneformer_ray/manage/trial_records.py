@@ -14,7 +14,7 @@ from geneformer_ray.compute.model_directory import find_model
 from geneformer_ray.compute.scores import score
 from geneformer_ray.data import storage
 from geneformer_ray.manage import plots
-from geneformer_ray.manage.registry import CHOOSING_METRIC, log_run, register
+from geneformer_ray.manage.registry import CHOOSING_METRIC, SPLIT_TAG, log_run, register
 from geneformer_ray.manage.training_curves import TrainingCurve, training_curves
 from geneformer_ray.manage.trials import read_predictions, trial_directory, trial_name
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Record", "curve_of", "record_trials"]
 
+LOGGED = ("class_weights", "label_smoothing", "attention_dropout", "precision")
 SCORED_ROLES = {"choose": "choosing", "report": "reporting"}
 
 
@@ -130,7 +131,10 @@ def _log(record: Record, pooling: str, seed: int, scores: dict[str, dict[str, An
             "workers": record.plan["workers"],
             "labels": ", ".join(record.split.labels),
             **record.plan["options"],
-            **{name: record.plan[name] for name in ("class_weights", "label_smoothing")},
+            **{
+                name: record.plan[name]
+                for name in ("class_weights", "label_smoothing", "attention_dropout", "precision")
+            },
         },
         metrics=_flat(scores),
         curves=history,
@@ -184,6 +188,7 @@ def _tags(record: Record) -> dict[str, str]:
     return {
         "cells_digest": str(record.plan["cells"]),
         "vocabulary_digest": str(record.plan["vocabulary"]),
+        SPLIT_TAG: record.split.digest,
         "code_revision": _code_revision(),
     }
 

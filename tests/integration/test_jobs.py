@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anndata
 import mlflow
 import numpy as np
 import pyarrow as pa
@@ -255,6 +256,7 @@ def compare(ours: dict[tuple[Any, ...], float], file: Path) -> None:
         ({"perturbation": "inhibit"}, NotThereYetError, "--perturbation.*not there yet"),
         ({"gene_sets": "sets.gmt"}, NotThereYetError, "--gene-sets"),
         ({"combine": 2}, NotThereYetError, "--combine"),
+        ({"state_column": "cell_type", "start": "alpha", "goal": "alpha"}, InputError, "states that differ"),
         ({"filter": {"donor": ["donor9"]}}, InputError, "--filter.*donor9"),
     ],
 )
@@ -263,6 +265,27 @@ def test_screen_refuses_bad_input(chain: Chain, tmp_path: Path, flags: Any, erro
     with pytest.raises(error, match=text):
         run_screen(**{**usual, **flags})
     assert not (tmp_path / "out").exists()
+
+
+def test_bad_counts_found_by_a_worker_are_the_users_to_mend(small_data: SmallData, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(small_data.h5ad)
+    adata.X = adata.X * 0.5
+    adata.write_h5ad(tmp_path / "halves.h5ad")
+    with pytest.raises(InputError, match="--counts.*fractions"):
+        tokenize.run(build(tokenize.TokenizeConfig, {
+            "input": [str(tmp_path / "halves.h5ad")], "vocabulary": small_data.vocabulary,
+            "output": str(tmp_path / "cells"),
+        }))  # fmt: skip
+
+
+def test_a_resumed_run_needs_the_same_rows(chain: Chain, tmp_path: Path) -> None:
+    output = tmp_path / "screen"
+    flags = {"cells": chain.at("cells"), "model": chain.at("pretrained", "model"), "genes": "GENE15"}
+    run_screen(**flags, output=str(output), filter={"donor": ["donor1"]}, max_cells=3)
+    manifest = json.loads((output / "_manifest.json").read_text())
+    (output / "_manifest.json").write_text(json.dumps({"finished": False, "plan": manifest["plan"]}))
+    with pytest.raises(OutputExistsError, match="rows was"):
+        run_screen(**flags, output=str(output), filter={"donor": ["donor1"]}, max_cells=3, seed=1)
 
 
 def test_cells_of_another_vocabulary_are_refused(chain: Chain, small_data: SmallData, tmp_path: Path) -> None:

@@ -316,3 +316,15 @@ def test_cells_in_memory_know_their_lengths(cells: CellTable) -> None:
     nothing: Any = cells.read(np.array([], dtype=np.int64))
     assert len(nothing) == 0
     assert nothing.lengths.tolist() == []
+
+
+def test_a_cell_id_stands_once(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"cell_id": ["a", "b", "a"], "input_ids": [[2], [3], [4]]}), tmp_path / "cells.parquet")
+    with pytest.raises(InputError, match="cell id a 2 times"):
+        _ = CellTable(str(tmp_path / "cells.parquet")).cell_ids
+
+
+def test_negative_ids_are_refused(tmp_path: Path, vocabulary: GeneVocabulary) -> None:
+    pq.write_table(pa.table({"input_ids": [[2, -1]]}), tmp_path / "cells.parquet")
+    with pytest.raises(InputError, match="negative"):
+        CellTable(str(tmp_path / "cells.parquet")).check(vocabulary)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 from geneformer_ray.compute.classifier import new_classifier
@@ -249,3 +250,14 @@ def test_model_runner_never_cuts_silently(
     runner = ModelRunner(str(model_directory), cpus=1)
     with pytest.raises(InputError, match=r"--cells: got a cell of 17 tokens; takes cells of up to 16"):
         runner.sequences(random_cells(vocabulary, rng, [4, 17]), vocabulary.digest)
+
+
+@pytest.mark.parametrize("lost", ["bert.encoder.layer.1.output.dense.weight", "bert.embeddings.word_embeddings.weight"])
+def test_weights_that_are_missing_are_never_made_up(model_directory: Path, tmp_path: Path, lost: str) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model_directory, broken)
+    weights = load_file(broken / "model.safetensors")
+    del weights[lost]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="weights lack"):
+        Encoder.load(broken)

@@ -73,7 +73,7 @@ def separable_cells(
 
 def test_rank_features_fall_from_the_first_gene(special_vocabulary: GeneVocabulary) -> None:
     cells = [np.array([2, 9, 5, 7, 8, 3]), np.array([2, 3]), np.array([2, 4, 3])]
-    features = rank_features(cells, special_vocabulary)
+    features = rank_features(cells, special_vocabulary).toarray()
     assert features.shape == (3, len(special_vocabulary))
     assert features[0, [9, 5, 7, 8]].tolist() == [1.0, 0.75, 0.5, 0.25]
     assert (features[0] > 0).sum() == 4  # neither special tokens nor absent genes

@@ -183,3 +183,19 @@ def test_a_half_written_progress_file_counts_for_nothing(output: str, left: int)
     assert finished_items(output).keys() == {0}
     mark_finished(output, 1, {"rows": 1})
     assert finished_items(output).keys() == {0, 1}
+
+
+def test_overwrite_deletes_only_what_a_run_made(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="--overwrite"):
+        storage.claim_output(str(tmp_path), {}, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("output", ["data/cells", "data/cells/screen", "data"])
+def test_an_output_never_holds_or_lies_in_an_input(tmp_path: Path, output: str) -> None:
+    cells = tmp_path / "data" / "cells"
+    cells.mkdir(parents=True)
+    with pytest.raises(InputError, match="--output"):
+        storage.claim_output(str(tmp_path / output), {}, overwrite=True, inputs=[str(cells), None])
+    storage.claim_output(str(tmp_path / "data" / "cells2"), {}, overwrite=False, inputs=[str(cells)])

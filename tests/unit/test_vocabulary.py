@@ -292,3 +292,8 @@ def test_gene_mask_marks_genes_alone(special_vocabulary: GeneVocabulary) -> None
     np.testing.assert_array_equal(
         gene_mask(special_vocabulary, ids), [[False, True, True, False], [False, True, False, False]]
     )
+
+
+def test_a_cell_without_cls_is_not_read_as_if_it_had_one(special_vocabulary: GeneVocabulary) -> None:
+    with pytest.raises(VocabularyMismatch, match="<cls>"):
+        special_vocabulary.adapt(np.array([7, 8], dtype=np.int32), None)

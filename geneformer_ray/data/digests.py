@@ -1,0 +1,23 @@
+"""Short hashes of what determines a run's rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+__all__ = ["digest_of"]
+
+
+def digest_of(*values: Any) -> str:
+    """Hash arrays (dtype, shape and content) and anything that JSON can hold."""
+    sha = hashlib.sha256()
+    for value in values:
+        if isinstance(value, np.ndarray):
+            sha.update(f"{value.dtype}{value.shape}".encode())
+            sha.update(np.ascontiguousarray(value).tobytes())
+        else:
+            sha.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+    return sha.hexdigest()[:16]
