@@ -8,22 +8,22 @@ from typing import Any, Literal
 from pydantic import Field
 
 from geneformer_ray.compute.classifier import check_pooling
-from geneformer_ray.compute.training import SCHEDULES
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.splits import NO_LABEL, split_by_group
 from geneformer_ray.distribute.cluster import check_workers, connected
 from geneformer_ray.distribute.finetune import finetune_worker
-from geneformer_ray.distribute.train_workers import Workers, discard_checkpoints, fit
+from geneformer_ray.distribute.train_workers import discard_checkpoints, fit
 from geneformer_ray.errors import InputError
 from geneformer_ray.manage.registry import open_store
 from geneformer_ray.manage.trial_records import Record, record_trials
 from geneformer_ray.progress import say
-from ray_jobs.command_line import JobConfig, main, place, store_directory
+from ray_jobs.command_line import main, place, store_directory
 from ray_jobs.model_argument import open_model
+from ray_jobs.training_flags import TrainingConfig
 
 
-class FinetuneConfig(JobConfig):
+class FinetuneConfig(TrainingConfig):
     """Flags of ``python -m ray_jobs.finetune``."""
 
     cells: str = Field(description="table of tokenised cells")
@@ -32,33 +32,17 @@ class FinetuneConfig(JobConfig):
     model: str = Field(description="pretrained model: directory, hub id, or models:/NAME@ALIAS")
     output: str = Field(description="directory for models and predictions")
     vocabulary: str | None = Field(None, description="the model's vocabulary, where it does not carry one")
-    filter: dict[str, tuple[str, ...]] = Field(
-        {}, description="only cells with one of these values", json_schema_extra={"metavar": "COLUMN=A,B"}
-    )
     pooling: tuple[str, ...] = Field(("mean",), description="first_gene, cls, mean: one or several, comma-separated")
     seeds: tuple[int, ...] = Field((0,), description="of weights and order, comma-separated")
     train_groups: tuple[str, ...] = Field((), description="groups to train on (default: dealt out by size)")
     choose_groups: tuple[str, ...] = Field((), description="groups to choose epoch and champion on")
     report_groups: tuple[str, ...] = Field((), description="groups to report on")
     min_cells: int = Field(10, ge=1, description="labels with fewer cells in some role are dropped, and listed")
-    epochs: int = Field(10, ge=1, description="passes over the training cells")
-    learning_rate: float = Field(5e-5, gt=0, description="the highest")
-    warmup_fraction: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises")
-    weight_decay: float = Field(0.001, ge=0, description="of weights, not of biases and LayerNorm")
-    schedule: Literal[SCHEDULES] = Field("linear", description="of the learning rate after the warm-up")  # type: ignore[valid-type]
-    tokens_per_batch: int = Field(8192, ge=1, description="padded tokens of a worker's batch")
     class_weights: Literal["none", "balanced"] = Field("none", description="balanced: every class counts the same")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     gene_dropout: float = Field(0.0, ge=0, lt=1, description="share of a cell's genes left out of a training step")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights; on CPU it dominates a step")
-    num_workers: int = Field(1, ge=1, description="data-parallel workers")
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs of each worker")
-    gpu: bool = Field(False, description="one GPU a worker")
-    precision: Literal["fp32", "bf16", "auto"] = Field("fp32", description="what matrix products are computed in")
     registered_model: str | None = Field(None, description="name in the registry; without it, models stay on disk")
-
-
-OPTIONS = ("epochs", "learning_rate", "warmup_fraction", "schedule", "weight_decay", "tokens_per_batch", "gene_dropout")
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
@@ -85,7 +69,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         min_cells=config.min_cells,
     )
     manifest = split.manifest(table.cell_ids)
-    options = {name: getattr(config, name) for name in OPTIONS}
+    options = {**config.options(), "gene_dropout": config.gene_dropout}
     trials = list(itertools.product(config.pooling, config.seeds))
     plan = {
         "job": "finetune",
@@ -126,10 +110,9 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         "output": output,
     }
     with connected():
-        workers = Workers(config.num_workers, config.cpus_per_worker, config.gpu)
         total = len(split.rows["train"]) * config.epochs * len(trials)
         fit(
-            finetune_worker, worker_config, workers=workers, output=output, precision=config.precision,
+            finetune_worker, worker_config, workers=config.workers(), output=output, precision=config.precision,
             total=total, what="finetune",
         )  # fmt: skip
     record = Record(table, model.vocabulary, split, manifest, trials, output, config.registered_model, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,8 @@ def open_model(model: str, vocabulary: str | None) -> OpenedModel:
         source = model
     vocabulary_source = place(vocabulary, "--vocabulary") if vocabulary else None
     directory = find_model(local_source(source, tracking_uri))
+    if tracking_uri is not None and "RAY_ADDRESS" not in os.environ:
+        source, tracking_uri = str(directory), None  # one machine: its workers need not ask the registry again
     config = read_config(directory)
     vocabulary_found = model_vocabulary(directory, vocabulary_source, config)
     return OpenedModel(source, directory, config, vocabulary_found, vocabulary_source, tracking_uri)

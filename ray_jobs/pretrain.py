@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from geneformer_ray.compute.training import SCHEDULES
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.distribute.cluster import check_workers, connected
 from geneformer_ray.distribute.pretrain import pretrain_worker
-from geneformer_ray.distribute.train_workers import Workers, discard_checkpoints, fit
+from geneformer_ray.distribute.train_workers import discard_checkpoints, fit
 from geneformer_ray.errors import InputError
-from ray_jobs.command_line import JobConfig, main, place
+from ray_jobs.command_line import main, place
 from ray_jobs.model_argument import open_model
+from ray_jobs.training_flags import TrainingConfig
 
 
-class PretrainConfig(JobConfig):
+class PretrainConfig(TrainingConfig):
     """Flags of ``python -m ray_jobs.pretrain``."""
 
     cells: str = Field(description="table of tokenised cells")
     vocabulary: str | None = Field(None, description="their vocabulary; optional with --model")
     output: str = Field(description="directory for the model")
     model: str | None = Field(None, description="a model to start from (default: random weights)")
-    filter: dict[str, tuple[str, ...]] = Field(
-        {}, description="only cells with one of these values", json_schema_extra={"metavar": "COLUMN=A,B"}
-    )
     layers: int = Field(6, ge=1, description="of a new model")
     width: int = Field(256, ge=8, description="of a new model's hidden states")
     heads: int = Field(4, ge=1, description="attention heads of a new model")
@@ -37,15 +34,7 @@ class PretrainConfig(JobConfig):
     initializer_range: float = Field(0.02, gt=0, description="deviation of a new model's weights")
     epochs: int = Field(3, ge=1, description="passes over the cells")
     learning_rate: float = Field(1e-3, gt=0, description="the highest")
-    warmup_fraction: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises")
-    weight_decay: float = Field(0.001, ge=0, description="of weights, not of biases and LayerNorm")
-    schedule: Literal[SCHEDULES] = Field("linear", description="of the learning rate after the warm-up")  # type: ignore[valid-type]
-    tokens_per_batch: int = Field(8192, ge=1, description="padded tokens of a worker's batch")
     validation_share: float = Field(0.1, gt=0, lt=1, description="share of the cells held out to measure the loss")
-    num_workers: int = Field(1, ge=1, description="data-parallel workers")
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs of each worker")
-    gpu: bool = Field(False, description="one GPU a worker")
-    precision: Literal["fp32", "bf16", "auto"] = Field("fp32", description="what matrix products are computed in")
     seed: int = Field(0, ge=0, description="of weights, order, masks")
 
 
@@ -69,12 +58,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     limit = opened.config.max_position_embeddings if opened else vocabulary.max_length
     if longest > limit:
         raise InputError("--cells", f"a cell of {longest} tokens", f"cells of up to {limit}, the model's input size")
-    options = {
-        name: getattr(config, name)
-        for name in (
-            "epochs", "learning_rate", "warmup_fraction", "schedule", "weight_decay", "tokens_per_batch", "seed",
-        )
-    }  # fmt: skip
+    options = {**config.options(), "seed": config.seed}
     shape = {name: getattr(config, name) for name in ("layers", "width", "heads", "feed_forward", "initializer_range")}
     plan = {
         "job": "pretrain",
@@ -104,10 +88,9 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         "output": output,
     }
     with connected():
-        workers = Workers(config.num_workers, config.cpus_per_worker, config.gpu)
         total = (len(rows) - held_out) * config.epochs
         fit(
-            pretrain_worker, worker_config, workers=workers, output=output, precision=config.precision,
+            pretrain_worker, worker_config, workers=config.workers(), output=output, precision=config.precision,
             total=total, what="pretrain",
         )  # fmt: skip
     history = storage.read_json(storage.join(output, "history.json"))

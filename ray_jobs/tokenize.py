@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,8 +13,8 @@ from geneformer_ray.data.shards import finished_items
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.fan_out import Pool, fan_out
-from geneformer_ray.distribute.tokenize import TokenizeWorker, input_files, plan_blocks
-from geneformer_ray.errors import InputError
+from geneformer_ray.distribute.tokenize import TokenizeWorker, input_files, plan_blocks, save_as_dataset
+from geneformer_ray.errors import InputError, NotThereYetError
 from geneformer_ray.progress import Progress, say
 from ray_jobs.command_line import JobConfig, main, place
 
@@ -34,6 +34,9 @@ class TokenizeConfig(JobConfig):
         None, description="var column of gene names (default: ensembl_id, gene_ids, the index)"
     )
     cell_id_prefix: tuple[str, ...] = Field((), description="one prefix a file for its cell ids, comma-separated")
+    format: Literal["parquet", "datasets"] = Field(
+        "parquet", description="datasets: also a Hugging Face dataset in OUTPUT/_dataset, for upstream's own tools"
+    )
     allow_non_integer: bool = Field(False, description="accept counts that are not whole numbers")
 
 
@@ -46,6 +49,8 @@ def run(config: TokenizeConfig) -> dict[str, Any]:
     if config.max_length is not None and config.max_length != vocabulary.max_length:
         takes = f"{vocabulary.max_length}, the vocabulary's, so far"
         raise InputError("--max-length", config.max_length, takes)
+    if config.format == "datasets" and storage.is_uri(output):
+        raise NotThereYetError.flag("--format", "datasets into a URI", "datasets into a local directory")
     if config.cell_id_prefix and len(config.cell_id_prefix) != len(files):
         raise InputError("--cell-id-prefix", f"{len(config.cell_id_prefix)} prefixes", f"{len(files)}, one a file")
     reading: dict[str, Any] = {
@@ -67,6 +72,7 @@ def run(config: TokenizeConfig) -> dict[str, Any]:
         "vocabulary": vocabulary.digest,
         "encoding": vocabulary.encoding_digest,
         "obs_columns": list(config.obs_columns),
+        "format": config.format,
         "prefixes": list(config.cell_id_prefix),
         **reading,
     }
@@ -85,6 +91,8 @@ def run(config: TokenizeConfig) -> dict[str, Any]:
             done[counts["item"]] = counts
             progress.advance(counts["cells_in"])
     vocabulary.save(storage.join(output, "_vocabulary"))
+    if config.format == "datasets":
+        save_as_dataset(output)
     summary = {
         name: sum(counts[name] for counts in done.values()) for name in ("cells_in", "cells", "rejected", "truncated")
     }

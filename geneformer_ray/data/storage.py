@@ -26,6 +26,7 @@ __all__ = [
     "exists",
     "finish_output",
     "is_directory",
+    "is_uri",
     "join",
     "list_files",
     "local_copy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-__all__ = ["TokenizeWorker", "input_files", "plan_blocks"]
+__all__ = ["TokenizeWorker", "input_files", "plan_blocks", "save_as_dataset"]
 
 CELLS_PER_BLOCK = 2_000
 
@@ -120,6 +121,17 @@ class TokenizeWorker:
             "genes_duplicated": len(encoder.duplicates),
         }
         return mark_finished(self.output, item["item"], counts)
+
+
+def save_as_dataset(output: str) -> None:
+    """Write the cells of a finished run as a Hugging Face dataset as well, in ``OUTPUT/_dataset``."""
+    import datasets
+
+    with tempfile.TemporaryDirectory() as cache:
+        files = storage.list_files(output, ".parquet")
+        datasets.disable_progress_bars()
+        dataset = datasets.Dataset.from_parquet(files, cache_dir=cache)
+        dataset.save_to_disk(storage.join(output, "_dataset"))
 
 
 def _array(column: pd.Series[Any]) -> Any:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from geneformer_ray.compute.classifier import POOLINGS, CellClassifier
+from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError, NotThereYetError, OutputExistsError, UnknownGeneError, VocabularyMismatch
 from geneformer_ray.manage.registry import find_registered
@@ -267,11 +268,21 @@ def test_screen_refuses_bad_input(chain: Chain, tmp_path: Path, flags: Any, erro
     assert not (tmp_path / "out").exists()
 
 
+def test_cells_as_a_hugging_face_dataset(small_data: SmallData, tmp_path: Path) -> None:
+    output = tokenize.run(build(tokenize.TokenizeConfig, {
+        "input": [small_data.h5ad], "vocabulary": small_data.vocabulary, "output": str(tmp_path / "cells"),
+        "obs_columns": ["donor"], "format": "datasets",
+    }))["output"]  # fmt: skip
+    ours, theirs = CellTable(output), CellTable(f"{output}/_dataset")
+    assert theirs.digest == ours.digest
+    assert theirs.column("donor", "donor").tolist() == ours.column("donor", "donor").tolist()
+
+
 def test_bad_counts_found_by_a_worker_are_the_users_to_mend(small_data: SmallData, tmp_path: Path) -> None:
     adata = anndata.read_h5ad(small_data.h5ad)
     adata.X = adata.X * 0.5
     adata.write_h5ad(tmp_path / "halves.h5ad")
-    with pytest.raises(InputError, match="--counts.*fractions"):
+    with pytest.raises(InputError, match=r"--counts.*fractions"):
         tokenize.run(build(tokenize.TokenizeConfig, {
             "input": [str(tmp_path / "halves.h5ad")], "vocabulary": small_data.vocabulary,
             "output": str(tmp_path / "cells"),
