@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import torch
 
 from geneformer_ray.compute.classifier import mean_over_genes
@@ -13,7 +14,7 @@ from geneformer_ray.data.batching import length_batches, pad
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,10 +28,13 @@ __all__ = [
     "check_states",
     "gene_embedding_sums",
     "state_embeddings",
+    "sum_by_state",
 ]
 
 EMBEDDINGS = ("mean", "cls")
 TOKENS_PER_BATCH = 16_384
+# How many cells, and the sum of their embeddings.
+StateSum: TypeAlias = "tuple[int, NDArray[np.float64]]"
 
 
 def check_embedding(embedding: str, vocabulary: GeneVocabulary) -> str:
@@ -100,32 +104,41 @@ def gene_embedding_sums(
     return sums, cells
 
 
-def state_embeddings(
-    embeddings: NDArray[np.floating], states: NDArray[np.str_], wanted: Sequence[str]
-) -> dict[str, NDArray[np.float32]]:
-    """Average the embeddings of the cells of each state.
+def sum_by_state(embeddings: NDArray[np.floating], states: NDArray[Any]) -> dict[str, StateSum]:
+    """Sum the embeddings of each state's cells; sums add up over shards of a data set.
 
     Parameters
     ----------
     embeddings
         Shape (cells, width).
     states
-        Each cell's state, compared whole (upstream matches substrings), shape (cells,).
-    wanted
-        The states asked for.
+        Each cell's state, compared whole (upstream matches substrings), shape (cells,). A cell without one belongs to
+        none.
 
-    Raises
-    ------
-    InputError
-        If no cell has a state.
+    Returns
+    -------
+    dict
+        State -> how many cells, and their sum, float64 of shape (width,).
     """
-    result = {}
-    for state in wanted:
-        chosen = states == state
-        if not chosen.any():
-            raise InputError("--state-column", f"no cell in state {state!r}", f"one of {', '.join(np.unique(states))}")
-        result[state] = embeddings[chosen].astype(np.float64).mean(axis=0).astype(np.float32)
-    return result
+    known = ~pd.isna(states)
+    names, values = states[known].astype(str), embeddings[known].astype(np.float64)
+    return {str(state): (int((names == state).sum()), values[names == state].sum(axis=0)) for state in np.unique(names)}
+
+
+def state_embeddings(parts: Iterable[Mapping[str, StateSum]]) -> dict[str, NDArray[np.float32]]:
+    """Average the embeddings of each state's cells: float32 of shape (width,), states in order.
+
+    Parameters
+    ----------
+    parts
+        Sums by state. Their order matters in the last digits, for sums of floats depend on it.
+    """
+    totals: dict[str, StateSum] = {}
+    for part in parts:
+        for state, (count, total) in part.items():
+            before = totals.get(state, (0, np.zeros(len(total))))
+            totals[state] = (before[0] + count, before[1] + total)
+    return {state: (total / count).astype(np.float32) for state, (count, total) in sorted(totals.items())}
 
 
 def check_states(states: Mapping[str, object], width: int, wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:

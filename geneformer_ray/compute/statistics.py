@@ -32,7 +32,6 @@ __all__ = [
     "benjamini_hochberg",
     "goal_shift_table",
     "rank_sum_against_pool",
-    "similarity_table",
 ]
 
 
@@ -147,45 +146,6 @@ def goal_shift_table(
     # The gene comes last so that equal rows have one order, whatever the order of the input.
     order = ["significant", f"shift_to_{goal}", f"fdr_{goal}", "gene"]
     return table.sort_values(order, ascending=[False, False, True, True]).reset_index(drop=True)
-
-
-def similarity_table(shifts: pa.Table | ds.Dataset, symbols: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Rank the perturbed genes of a screen without states by how much they change a cell.
-
-    Parameters
-    ----------
-    shifts
-        The `cell_shifts` table, as in `goal_shift_table`; rows whose measure is `similarity` are used.
-    symbols
-        Symbol of each vocabulary key. A key without one stands for itself.
-
-    Returns
-    -------
-    One row a gene, the largest shift first: `gene`, `symbol`, `similarity` (mean cosine similarity of the
-    cell before and after), `shift` (1 - similarity, in which small differences can be seen) and `cells`.
-
-    Raises
-    ------
-    InputError
-        No row has the measure `similarity`, or the table is malformed as for `goal_shift_table`.
-    """
-    data = read_shift_rows(shifts, measure="similarity", symbols=symbols)
-    if not data.value_N.size:
-        raise InputError("shifts", "no row with the measure 'similarity'", "the table of a screen without states")
-    n_genes = len(data.genes)
-    similarity = _mean_per_gene(data.value_N, data.gene_N, n_genes)
-    # Averaging 1 - value keeps the digits that 1 - average would cancel.
-    shift = _mean_per_gene(1.0 - data.value_N, data.gene_N, n_genes)
-    table = pd.DataFrame(
-        {
-            "gene": list(data.genes),
-            "symbol": list(data.symbols),
-            "similarity": similarity,
-            "shift": shift,
-            "cells": np.bincount(data.gene_N, minlength=n_genes),
-        }
-    )
-    return table.sort_values(["shift", "gene"], ascending=[False, True]).reset_index(drop=True)
 
 
 def rank_sum_against_pool(value_N: FloatArray, gene_N: CodeArray, n_genes: int) -> FloatArray:

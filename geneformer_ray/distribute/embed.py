@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geneformer_ray.compute.embedding import cell_embeddings, gene_embedding_sums
+from geneformer_ray.compute.embedding import cell_embeddings, gene_embedding_sums, state_embeddings, sum_by_state
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import mark_finished, write_shard
@@ -18,6 +17,8 @@ from geneformer_ray.distribute.worker_model import open_runner
 from geneformer_ray.progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 __all__ = ["EmbedWorker", "embed_states", "merge_gene_sums", "row_items", "states_of_output"]
@@ -68,20 +69,12 @@ class EmbedWorker:
         kind = self.state_embedding if self.embedding == "states" else self.embedding
         values = cell_embeddings(self.runner.encoder, sequences, self.runner.vocabulary, embedding=kind)
         if self.embedding == "states":
-            return {"item": item["item"], "cells": len(rows), "sums": self._sums(cells.columns, values)}
+            sums = sum_by_state(values, cells.columns[self.state_column or ""])
+            lists = {state: [count, total.tolist()] for state, (count, total) in sums.items()}
+            return {"item": item["item"], "cells": len(rows), "sums": lists}
         lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         write_shard(self.output, "embeddings", item["item"], pa.table({"cell_id": cells.cell_ids, "embedding": lists}))
         return mark_finished(self.output, item["item"], {"cells": len(rows)})
-
-    def _sums(self, columns: dict[str, NDArray[Any]], values: NDArray[np.float32]) -> dict[str, list[Any]]:
-        there = columns[self.state_column or ""]
-        known = ~pd.isna(there)  # a cell without a state belongs to none
-        states, values = there[known].astype(str), values[known]
-        sums = {}
-        for state in np.unique(states):
-            chosen = values[states == state].astype(np.float64)
-            sums[str(state)] = [len(chosen), chosen.sum(axis=0).tolist()]
-        return sums
 
     def _genes(self, number: int, sequences: list[NDArray[np.int32]]) -> dict[str, Any]:
         sums, cells = gene_embedding_sums(self.runner.encoder, sequences, self.runner.vocabulary)
@@ -120,12 +113,9 @@ def embed_states(
         for done in fan_out(EmbedWorker, options, row_items(rows), pool):
             parts[done["item"]] = done["sums"]
             progress.advance(done["cells"])
-    totals: dict[str, tuple[int, NDArray[np.float64]]] = {}
-    for number in sorted(parts):  # in one order: sums of floats depend on it
-        for state, (count, total) in parts[number].items():
-            before = totals.get(state, (0, np.zeros(len(total))))
-            totals[state] = (before[0] + count, before[1] + np.array(total))
-    return _means(totals)
+    return state_embeddings(
+        {state: (count, np.array(total)) for state, (count, total) in parts[number].items()} for number in sorted(parts)
+    )
 
 
 def states_of_output(output: str, cell_ids: NDArray[Any], states: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -138,24 +128,17 @@ def states_of_output(output: str, cell_ids: NDArray[Any], states: NDArray[Any]) 
     cell_ids, states
         Of the table's cells, shape (cells,). A cell without a state belongs to none.
     """
-    state_of = {cell_id: state for cell_id, state in zip(cell_ids.tolist(), states, strict=True) if not pd.isna(state)}
-    totals: dict[str, tuple[int, NDArray[np.float64]]] = {}
-    for file in storage.list_files(storage.join(output, "embeddings"), ".parquet"):
-        filesystem, inside = storage.locate(file)
-        table = pq.read_table(inside, filesystem=filesystem)
-        values = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        there = np.array([str(state_of.get(cell_id, "")) for cell_id in table["cell_id"].to_pylist()])
-        known = np.array([cell_id in state_of for cell_id in table["cell_id"].to_pylist()])
-        there, values = there[known], values[known]
-        for state in np.unique(there):
-            chosen = values[there == state].astype(np.float64)
-            count, total = totals.get(str(state), (0, np.zeros(values.shape[1])))
-            totals[str(state)] = (count + len(chosen), total + chosen.sum(axis=0))
-    return _means(totals)
+    state_of = dict(zip(cell_ids.tolist(), states, strict=True))
 
+    def parts() -> Iterator[dict[str, tuple[int, NDArray[np.float64]]]]:
+        for file in storage.list_files(storage.join(output, "embeddings"), ".parquet"):
+            filesystem, inside = storage.locate(file)
+            table = pq.read_table(inside, filesystem=filesystem)
+            values = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+            there = np.array([state_of[cell_id] for cell_id in table["cell_id"].to_pylist()], dtype=object)
+            yield sum_by_state(values, there)
 
-def _means(totals: dict[str, tuple[int, NDArray[np.float64]]]) -> dict[str, NDArray[np.float32]]:
-    return {state: (total / count).astype(np.float32) for state, (count, total) in sorted(totals.items())}
+    return state_embeddings(parts())
 
 
 def merge_gene_sums(output: str, names: list[str]) -> int:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from geneformer_ray.compute.classifier import CellClassifier, predict_logits
-from geneformer_ray.compute.embedding import cell_embeddings, state_embeddings
+from geneformer_ray.compute.embedding import cell_embeddings, state_embeddings, sum_by_state
 from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.compute.perturbation import PerturbationPlan
@@ -108,7 +108,7 @@ def test_state_embeddings(folder: Path, vocabulary: GeneVocabulary, version: str
     encoder = Encoder.load(folder / "model_mlm", layer=-1)
     embeddings = cell_embeddings(encoder, cells.input_ids, vocabulary, embedding={"v1": "mean", "v2": "cls"}[version])
     golden = json.loads((folder / "state_embs.json").read_text())
-    ours = state_embeddings(embeddings, cells.columns["disease"].astype(str), list(golden))
+    ours = state_embeddings([sum_by_state(embeddings, cells.columns["disease"])])
     for state, vector in golden.items():
         np.testing.assert_allclose(ours[state], vector, atol=1e-5)
 

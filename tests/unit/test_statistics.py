@@ -22,7 +22,6 @@ from geneformer_ray.compute.statistics import (
     benjamini_hochberg,
     goal_shift_table,
     rank_sum_against_pool,
-    similarity_table,
 )
 from geneformer_ray.errors import InputError
 
@@ -265,17 +264,6 @@ def test_one_cell_has_no_interval() -> None:
     assert table.loc["A", "effect"] < 0 < table.loc["B", "effect"]
 
 
-def test_similarities_without_states() -> None:
-    rows: list[Row] = [("c1", ["A"], "", 0.9), ("c2", ["A"], "", 0.7), ("c1", ["B"], "", 0.5)]
-    table = similarity_table(shift_table(rows, "similarity"), {"A": "INS"})
-    assert list(table.columns) == ["gene", "symbol", "similarity", "shift", "cells"]
-    assert table["gene"].tolist() == ["B", "A"]
-    assert table["symbol"].tolist() == ["B", "INS"]
-    np.testing.assert_allclose(table["similarity"], [0.5, 0.8], rtol=1e-6)
-    np.testing.assert_allclose(table["shift"], [0.5, 0.2], rtol=1e-6)
-    assert table["cells"].tolist() == [1, 2]
-
-
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -324,8 +312,3 @@ def test_a_broken_table_is_refused(breaks: Callable[[pa.Table], pa.Table], field
     with pytest.raises(InputError) as caught:
         table_of(breaks(random_screen()))
     assert caught.value.field == field
-
-
-def test_similarity_needs_a_screen_without_states() -> None:
-    with pytest.raises(InputError, match="similarity"):
-        similarity_table(random_screen())
