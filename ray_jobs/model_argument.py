@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from geneformer_ray.compute.model_directory import find_model, model_vocabulary, read_config, weights_digest
 from geneformer_ray.data import storage
+from geneformer_ray.data.hub import HubId, named
+from geneformer_ray.data.vocabulary_files import pinned_vocabulary
 from geneformer_ray.errors import InputError
 from geneformer_ray.manage.registry import is_registry_uri, local_source, open_store, pinned_uri
 from ray_jobs.command_line import in_submitted_copy, place, store_directory
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["OpenedModel", "open_model"]
+__all__ = ["OpenedModel", "open_model", "place_vocabulary"]
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,13 @@ class OpenedModel:
     Parameters
     ----------
     source
-        What workers open: the same as was given where every node can reach it.
+        What workers open: the same as was given where every node can reach it, a hub id at the commit that was found.
     directory, config
         Where it lies on this machine, and its ``config.json``.
     vocabulary
         Its vocabulary.
     vocabulary_source
-        ``--vocabulary``, made absolute; None where the model carries its own.
+        ``--vocabulary``, made absolute or pinned; None where the model carries its own or brings it along.
     tracking_uri
         The store of a registered model.
     """
@@ -89,13 +91,21 @@ def open_model(model: str, vocabulary: str | None) -> OpenedModel:
         source = place_if_path(model)
     else:
         source = model
-    vocabulary_source = place(vocabulary, "--vocabulary") if vocabulary else None
+    vocabulary_source = place_vocabulary(vocabulary) if vocabulary else None
     directory = find_model(local_source(source, tracking_uri))
+    if HubId.parse(source):
+        source = named(directory)
     if tracking_uri is not None and "RAY_ADDRESS" not in os.environ:
         source, tracking_uri = str(directory), None  # one machine: its workers need not ask the registry again
     config = read_config(directory)
     vocabulary_found = model_vocabulary(directory, vocabulary_source, config)
     return OpenedModel(source, directory, config, vocabulary_found, vocabulary_source, tracking_uri)
+
+
+def place_vocabulary(vocabulary: str) -> str:
+    """Make the path of a vocabulary absolute, as `place` does, and pin a hub id to the commit that is found now."""
+    pinned = pinned_vocabulary(vocabulary, "--vocabulary")
+    return pinned if HubId.parse(pinned) else place(pinned, "--vocabulary")
 
 
 def place_if_path(model: str) -> str:

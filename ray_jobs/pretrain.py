@@ -16,7 +16,7 @@ from geneformer_ray.distribute.pretrain import pretrain_worker
 from geneformer_ray.distribute.train_workers import discard_checkpoints, fit
 from geneformer_ray.errors import InputError
 from ray_jobs.command_line import main, place
-from ray_jobs.model_argument import open_model
+from ray_jobs.model_argument import open_model, place_vocabulary
 from ray_jobs.training_flags import TrainingConfig
 
 
@@ -46,7 +46,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     opened = open_model(config.model, config.vocabulary) if config.model else None
     if opened is None and config.vocabulary is None:
         raise InputError("--vocabulary", "nothing", "the vocabulary of the cells")
-    vocabulary = opened.vocabulary if opened else GeneVocabulary.load(place(str(config.vocabulary), "--vocabulary"))
+    vocabulary = opened.vocabulary if opened else GeneVocabulary.load(place_vocabulary(str(config.vocabulary)))
     table.check(vocabulary)
     if config.width % config.heads:
         raise InputError("--heads", config.heads, f"a divisor of the width {config.width}")

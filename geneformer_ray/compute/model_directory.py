@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -13,11 +11,14 @@ import transformers
 from transformers import BertConfig
 
 from geneformer_ray.data import storage
+from geneformer_ray.data.hub import HubId
 from geneformer_ray.data.vocabulary import GeneVocabulary
+from geneformer_ray.data.vocabulary_files import bring_dictionaries, carries_vocabulary, dictionary_patterns
 from geneformer_ray.errors import InputError, VocabularyMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from transformers import PreTrainedModel
 
@@ -25,7 +26,9 @@ __all__ = ["find_model", "load_weights", "model_vocabulary", "read_config", "sav
 
 ModelT = TypeVar("ModelT", bound="PreTrainedModel")
 
-_HUB_ID = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<folder>[\w./-]+?))?(?:@(?P<revision>[\w.-]+))?$")
+# Not "*.safetensors": on the hub an asterisk matches slashes too, and would bring every model of the repository.
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_MODEL_FILES = ("config.json", *_WEIGHTS, "vocabulary.json")
 
 
 def find_model(model: str, flag: str = "--model") -> Path:
@@ -38,10 +41,15 @@ def find_model(model: str, flag: str = "--model") -> Path:
     flag
         Named in errors.
     """
-    if storage.exists(model):
+    if hub_id := HubId.parse(model):
+        below = f"{hub_id.folder}/" if hub_id.folder else ""
+        patterns = [*(below + name for name in _MODEL_FILES), *dictionary_patterns(hub_id.folder)]
+        # Upstream's models are subfolders of one repository: their dictionaries lie at its root.
+        directory = hub_id.fetch([*patterns, *dictionary_patterns()], flag)
+    elif storage.exists(model):
         directory = storage.local_copy(model)
-    elif (match := _HUB_ID.match(model)) and not model.startswith((".", "/", "~")) and not storage.is_uri(model):
-        directory = _from_hub(match["repo"], match["folder"], match["revision"], model, flag)
+        if storage.is_uri(model) and not carries_vocabulary(model):
+            bring_dictionaries(model, directory)
     else:
         raise InputError(flag, model, "a model directory that exists, a hub id ORG/REPO, or models:/NAME@ALIAS")
     if not (directory / "config.json").exists():
@@ -49,22 +57,6 @@ def find_model(model: str, flag: str = "--model") -> Path:
     if not any(directory.glob("*.safetensors")):
         raise InputError(flag, f"{model} without safetensors weights", "weights as safetensors (pickles are not read)")
     return directory
-
-
-def _from_hub(repo: str, folder: str | None, revision: str | None, model: str, flag: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    below = f"{folder.rstrip('/')}/" if folder else ""
-    patterns = [f"{below}config.json", f"{below}*.safetensors", f"{below}vocabulary.json"]
-    try:
-        snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            flag, model, f"a directory that exists, or a hub id that can be reached ({first_line})"
-        ) from error
-    return snapshot / folder if folder else snapshot
 
 
 def read_config(directory: Path, flag: str = "--model") -> BertConfig:
@@ -123,7 +115,9 @@ def load_weights(kind: type[ModelT], directory: Path, *, fresh: Sequence[str] = 
 
 
 def model_vocabulary(directory: Path, given: str | None, config: BertConfig) -> GeneVocabulary:
-    """Give a model's vocabulary: its own, or the given one, checked against each other and the model's size.
+    """Give a model's vocabulary: its own, the given one, or the one of its size in the snapshot that it lies in.
+
+    Own and given are checked against each other, and all against the model's size.
 
     Parameters
     ----------
@@ -134,9 +128,10 @@ def model_vocabulary(directory: Path, given: str | None, config: BertConfig) -> 
     config
         The model's configuration.
     """
-    own = GeneVocabulary.load(str(directory), "--model") if GeneVocabulary.present_in(str(directory)) else None
-    other = GeneVocabulary.load(given) if given else None
-    vocabulary = own or other
+    size, place = int(config.vocab_size), str(directory)
+    own = GeneVocabulary.load(place, "--model", size=size) if GeneVocabulary.present_in(place) else None
+    other = GeneVocabulary.load(given, size=size) if given else None
+    vocabulary = own or other or GeneVocabulary.load_beside(directory, size)
     if vocabulary is None:
         raise InputError("--vocabulary", "nothing", f"a vocabulary, for {directory} does not carry one")
     if own is not None and other is not None and other.digest not in (own.digest, own.parent_digest):

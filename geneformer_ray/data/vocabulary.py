@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geneformer_ray.data import storage
 from geneformer_ray.data.digests import digest_of
-from geneformer_ray.errors import InputError, NotThereYetError, UnknownGeneError, VocabularyMismatch
+from geneformer_ray.data.gene_names import GeneNames
+from geneformer_ray.data.vocabulary_files import (
+    carries_vocabulary,
+    read_beside_model,
+    read_vocabulary,
+    write_vocabulary,
+)
+from geneformer_ray.errors import InputError, UnknownGeneError, VocabularyMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from geneformer_ray.data.gene_names import GeneMatches
 
 __all__ = ["CLS", "EOS", "MASK", "PAD", "GeneVocabulary", "gene_mask"]
 
 PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
 SPECIAL = (PAD, MASK, CLS, EOS)
-FILE_NAME = "vocabulary.json"
-FORMAT = "geneformer-ray vocabulary 1"
-
-# A version is stripped only from an Ensembl gene id: symbols such as AC004556.3 keep their dot.
-_VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{11})\.\d+$")
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,17 @@ class GeneVocabulary:
     medians
         Gene -> non-zero median of count / total * 10,000 over the corpus; empty where unknown (only encoding needs it).
     symbols
-        Gene -> symbol; empty where the genes are symbols themselves.
+        Gene -> the symbol that is shown; empty where the genes are symbols themselves.
     mapping
-        Any Ensembl id -> the id that the vocabulary uses.
+        Any Ensembl id -> the id that the vocabulary uses. Upstream's holds symbols and aliases too, in capitals.
     max_length
         The model's input size in tokens, special tokens included.
     parent_digest
-        The digest of the vocabulary that this one extends by a ``<cls>``; cells encoded with the parent are accepted.
+        The digest of the vocabulary that this one extends; cells encoded with the parent are accepted.
+    added
+        The special tokens that the parent lacks.
+    aliases
+        Further symbol -> gene.
     """
 
     tokens: Mapping[str, int]
@@ -57,6 +64,8 @@ class GeneVocabulary:
     mapping: Mapping[str, str] = field(default_factory=dict)
     max_length: int = 0
     parent_digest: str | None = None
+    added: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if sorted(self.tokens.values()) != list(range(len(self.tokens))):
@@ -81,8 +90,9 @@ class GeneVocabulary:
 
     @cached_property
     def encoding_digest(self) -> str:
-        """A hash of all that decides how a cell is encoded: tokens, medians, mapping, symbols and length."""
-        return digest_of(self.digest, dict(self.medians), dict(self.mapping), dict(self.symbols), self.max_length)
+        """A hash of all that decides how a cell is encoded: tokens, medians, mapping, all symbols and length."""
+        names = (dict(self.mapping), dict(self.symbols), dict(self.aliases))
+        return digest_of(self.digest, dict(self.medians), *names, self.max_length)
 
     @cached_property
     def names(self) -> list[str]:
@@ -126,27 +136,19 @@ class GeneVocabulary:
     # ------------------------------------------------------------------ finding genes
 
     @cached_property
-    def _by_symbol(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for gene, symbol in self.symbols.items():
-            if gene in self.tokens:
-                found.setdefault(symbol.upper(), []).append(gene)
-        return found
+    def _gene_names(self) -> GeneNames:
+        return GeneNames(self.genes, SPECIAL, symbols=self.symbols, aliases=self.aliases, mapping=self.mapping)
 
     def find(self, name: str) -> str | None:
         """Find the vocabulary's key for a gene: the key itself, an Ensembl id with or without version, a symbol.
 
         Returns None where there is none, or where a symbol stands for several genes (never guessed).
         """
-        if name in self.tokens and name not in SPECIAL:
-            return name
-        versioned = _VERSIONED.match(name.upper())
-        for candidate in (name.upper(), versioned.group(1) if versioned else ""):
-            mapped = self.mapping.get(candidate, candidate)
-            if mapped and mapped in self.tokens and mapped not in SPECIAL:
-                return mapped
-        by_symbol = self._by_symbol.get(name.upper(), [])
-        return by_symbol[0] if len(by_symbol) == 1 else None
+        return self._gene_names.locate(name)[0]
+
+    def match(self, names: Sequence[str]) -> GeneMatches:
+        """Find the keys of many names, and say how each was found; agrees with `find`."""
+        return self._gene_names.match(names)
 
     def resolve(self, name: str, flag: str = "--genes") -> str:
         """Find the vocabulary's key for a gene, or say what is near.
@@ -154,11 +156,14 @@ class GeneVocabulary:
         Raises
         ------
         UnknownGeneError
-            If the vocabulary does not hold the gene.
+            If the vocabulary does not hold the gene, or the symbol stands for several of its genes.
         """
-        key = self.find(name)
+        key, how = self._gene_names.locate(name)
+        if how == "ambiguous symbol":
+            genes = self._gene_names.candidates(name)
+            raise UnknownGeneError(flag, f"{name!r}, a symbol of {len(genes)} genes", f"one of {', '.join(genes)}")
         if key is None:
-            raise UnknownGeneError.with_matches(flag, name, [*self.genes, *self.symbols.values()])
+            raise UnknownGeneError.with_matches(flag, name, [*self.genes, *map(self.symbol, self.genes)])
         return key
 
     # ------------------------------------------------------------------ making
@@ -171,14 +176,23 @@ class GeneVocabulary:
 
     def with_cls(self) -> GeneVocabulary:
         """Add a ``<cls>`` token behind all others, so that every other id keeps its meaning."""
-        if self.cls_id is not None:
+        return self.with_special_tokens()
+
+    def with_special_tokens(self, cls: bool = True, eos: bool = False) -> GeneVocabulary:
+        """Add ``<cls>`` and ``<eos>`` behind all other tokens where asked for and not there yet.
+
+        Every other id keeps its meaning; cells of this vocabulary are re-encoded by `adapt`.
+        """
+        added = tuple(token for token, wanted in ((CLS, cls), (EOS, eos)) if wanted and token not in self.tokens)
+        if not added:
             return self
-        return replace(self, tokens={**self.tokens, CLS: len(self.tokens)}, parent_digest=self.digest)
+        tokens = {**self.tokens, **{token: len(self.tokens) + number for number, token in enumerate(added)}}
+        return replace(self, tokens=tokens, parent_digest=self.digest, added=added)
 
     def adapt(self, input_ids: NDArray[np.integer], cells_digest: str | None) -> NDArray[np.int32]:
-        """Re-encode a cell for this vocabulary: a parent's cell gets ``<cls>`` in front and is cut to size.
+        """Re-encode a cell for this vocabulary: a parent's cell gets the added special tokens and is cut to size.
 
-        Cells of this vocabulary itself, or of unknown origin that start with ``<cls>`` already, pass unchanged.
+        Cells of this vocabulary itself, or of unknown origin that have the tokens already, pass unchanged.
 
         Raises
         ------
@@ -186,11 +200,18 @@ class GeneVocabulary:
             If the vocabulary has a ``<cls>`` and the cell does not begin with it.
         """
         ids = np.asarray(input_ids, dtype=np.int32)
-        behind_parent = self.parent_digest is not None and cells_digest in (self.parent_digest, None)
-        if behind_parent and (len(ids) == 0 or ids[0] != self.cls_id):
-            front = np.array([self.tokens[CLS]], dtype=np.int32)
-            ids = np.concatenate([front, ids[: self.max_length - 1]])
-        if self.cls_id is not None and (len(ids) == 0 or ids[0] != self.cls_id):
+        starts = self.cls_id is not None and len(ids) > 0 and ids[0] == self.cls_id
+        ends = self.eos_id is not None and len(ids) > 0 and ids[-1] == self.eos_id
+        if self.parent_digest is not None and cells_digest in (self.parent_digest, None):
+            needs_cls, needs_eos = CLS in self.added and not starts, EOS in self.added and not ends
+            if needs_cls or needs_eos:
+                front = [self.tokens[CLS]] if needs_cls else []
+                behind = [self.tokens[EOS]] if needs_eos or ends else []
+                room = self.max_length - len(front) - len(behind)
+                body = ids[:-1] if ends else ids
+                ids = np.concatenate([front, body[: max(room, 0)], behind]).astype(np.int32)
+                starts = starts or needs_cls
+        if self.cls_id is not None and not starts:
             # Encoded without special tokens: position 0 would be read as if it were the <cls>.
             raise VocabularyMismatch("--cells", "a cell without <cls> in front", "cells encoded with special tokens")
         return ids
@@ -217,120 +238,58 @@ class GeneVocabulary:
 
     def save(self, directory: str) -> None:
         """Write ``vocabulary.json`` into a directory."""
-        content: dict[str, Any] = {
-            "format": FORMAT,
+        fields: dict[str, Any] = {
             "digest": self.digest,
             "parent_digest": self.parent_digest,
+            "added": list(self.added),
             "max_length": self.max_length,
             "tokens": dict(self.tokens),
             "medians": dict(self.medians),
             "symbols": dict(self.symbols),
+            "aliases": dict(self.aliases),
             "mapping": dict(self.mapping),
         }
-        storage.write_json(storage.join(directory, FILE_NAME), content)
+        write_vocabulary(directory, fields)
 
     @classmethod
-    def load(cls, path: str, flag: str = "--vocabulary") -> GeneVocabulary:
-        """Load a vocabulary: a directory or file of ours, a JSON token dictionary, or a directory of upstream's JSON.
+    def load(cls, path: str, flag: str = "--vocabulary", *, size: int | None = None) -> GeneVocabulary:
+        """Load a vocabulary: ours, or upstream's dictionaries as JSON or pickle, from this machine, a URI or the hub.
 
         Parameters
         ----------
         path
-            A directory with ``vocabulary.json``, or with ``token_dictionary*.json`` and where present
-            ``gene_median_dictionary*``, ``gene_name_id_dict*``, ``ensembl_mapping_dict*``; or one JSON file.
+            A directory with ``vocabulary.json``; one with ``token_dictionary*`` and where present
+            ``gene_median_dictionary*``, ``gene_name_id_dict*``, ``ensembl_mapping_dict*`` under the same suffix; the
+            root of upstream's repository; one file, ``vocabulary.json`` or a token dictionary (whose companions are
+            read as well); or a hub id ``ORG/REPO[/SUBFOLDER][@REVISION]`` of any of these.
         flag
             Named in errors.
+        size
+            The model's number of tokens, which decides where there are several token dictionaries.
         """
-        if not storage.exists(path):
-            raise InputError(flag, path, "a vocabulary directory or file that exists")
-        if not storage.is_directory(path):
-            if path.endswith((".pkl", ".pickle")):
-                raise NotThereYetError.flag(flag, f"the pickle {path}", "JSON dictionaries so far")
-            return cls._from_json(storage.read_json(path, flag), path, flag)
-        own = storage.join(path, FILE_NAME)
-        if storage.exists(own):
-            return cls._from_json(storage.read_json(own, flag), own, flag)
-        return cls._from_upstream_directory(path, flag)
-
-    @classmethod
-    def present_in(cls, path: str) -> bool:
-        """Whether a model directory carries a vocabulary."""
-        return storage.exists(storage.join(path, FILE_NAME)) or _upstream_file(path, "token_dictionary") is not None
-
-    @classmethod
-    def _from_json(cls, content: Any, path: str, flag: str) -> GeneVocabulary:
-        if not isinstance(content, dict):
-            raise InputError(flag, path, "a JSON object of token -> id")
-        if content.get("format") != FORMAT:
-            return cls(_checked_tokens(content, path, flag))
-        max_length = content.get("max_length", 0)
-        if type(max_length) is not int:
-            raise InputError(flag, f"the max_length {max_length!r} of {path}", "a whole number of tokens")
-        vocabulary = cls(
-            _checked_tokens(content.get("tokens"), path, flag),
-            medians=_checked_medians(content.get("medians", {}), path, flag),
-            symbols=_checked_names(content.get("symbols", {}), path, flag),
-            mapping=_checked_names(content.get("mapping", {}), path, flag),
-            max_length=max_length,
-            parent_digest=content.get("parent_digest"),
-        )
-        if content.get("digest") not in (None, vocabulary.digest):
+        fields = read_vocabulary(path, flag, size)
+        digest = fields.pop("digest", None)
+        vocabulary = cls(**fields)
+        if digest not in (None, vocabulary.digest):
             raise InputError(flag, f"{path}, whose tokens do not match its digest", "an unaltered vocabulary file")
         return vocabulary
 
     @classmethod
-    def _from_upstream_directory(cls, path: str, flag: str) -> GeneVocabulary:
-        tokens = _upstream_file(path, "token_dictionary")
-        if tokens is None:
-            if any("token_dictionary" in name for name in storage.list_files(path, ".pkl")):
-                raise NotThereYetError.flag(flag, f"the pickles of {path}", "JSON dictionaries so far")
-            raise InputError(flag, path, f"a directory with {FILE_NAME} or upstream's token_dictionary*.json")
-        medians = _checked_medians(*_upstream_content(path, "gene_median_dictionary", flag), flag)
-        names = _checked_names(*_upstream_content(path, "gene_name_id_dict", flag), flag)
-        mapping = _checked_names(*_upstream_content(path, "ensembl_mapping_dict", flag), flag)
-        # Upstream's file maps symbol -> Ensembl id; several symbols may name one gene: keep the first.
-        symbols: dict[str, str] = {}
-        for symbol, gene in names.items():
-            symbols.setdefault(gene, symbol)
-        return cls(
-            _checked_tokens(storage.read_json(tokens, flag), tokens, flag),
-            medians=medians,
-            symbols=symbols,
-            mapping=mapping,
-        )
+    def load_beside(cls, directory: Path, size: int) -> GeneVocabulary | None:
+        """Load the dictionaries of the snapshot of upstream's repository that a model lies in; None if it has none.
 
+        Raises
+        ------
+        InputError
+            If none of them, or more than one, has the model's number of tokens.
+        """
+        fields = read_beside_model(directory, size)
+        return None if fields is None else cls(**fields)
 
-def _upstream_file(path: str, stem: str) -> str | None:
-    found = [name for name in storage.list_files(path, ".json") if name.rsplit("/", 1)[-1].startswith(stem)]
-    return found[0] if found else None
-
-
-def _upstream_content(path: str, stem: str, flag: str) -> tuple[Any, str]:
-    file = _upstream_file(path, stem)
-    return (storage.read_json(file, flag), file) if file else ({}, path)
-
-
-def _checked_tokens(content: Any, path: str, flag: str) -> dict[str, int]:
-    valid = isinstance(content, dict) and all(type(value) is int for value in content.values())
-    if not valid or not content:
-        raise InputError(flag, path, "a JSON object of token -> integer id")
-    return dict(content)
-
-
-def _checked_medians(content: Any, path: str, flag: str) -> dict[str, float]:
-    if not isinstance(content, dict) or not all(type(value) in (int, float) for value in content.values()):
-        raise InputError(flag, path, "medians as a JSON object of gene -> number")
-    medians = {gene: float(value) for gene, value in content.items()}
-    bad = [gene for gene, value in medians.items() if not (np.isfinite(value) and value > 0)]
-    if bad:
-        raise InputError(flag, f"the median {medians[bad[0]]} of {bad[0]} in {path}", "finite medians above 0")
-    return medians
-
-
-def _checked_names(content: Any, path: str, flag: str) -> dict[str, str]:
-    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
-        raise InputError(flag, path, "symbols and ids as JSON objects of name -> name")
-    return content
+    @classmethod
+    def present_in(cls, path: str) -> bool:
+        """Whether a model directory carries a vocabulary."""
+        return carries_vocabulary(path)
 
 
 def gene_mask(vocabulary: GeneVocabulary, input_ids: NDArray[np.integer]) -> NDArray[np.bool_]:
