@@ -18,16 +18,16 @@ __all__ = ["finished_items", "mark_finished", "write_shard"]
 PROGRESS = "_progress"
 
 
-def write_shard(output: str, table_name: str, number: int, table: pa.Table) -> None:
+def write_shard(output: str, table_name: str, number: int, table: pa.Table, **encoding: Any) -> None:
     """Write one item's rows as ``OUTPUT/TABLE/part-NUMBER.parquet``; doing an item again replaces them.
 
     An empty table name stands for the output itself.
 
     The file is made in memory and written in one go, so that a killed worker hardly ever leaves half of one; a half one
-    is not vouched for, and is replaced when the run is resumed.
+    is not vouched for, and is replaced when the run is resumed. `encoding` goes to :func:`pyarrow.parquet.write_table`.
     """
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", **encoding)
     name = f"part-{number:06d}.parquet"
     storage.write_bytes(storage.join(output, table_name, name), buffer.getvalue().to_pybytes())
 

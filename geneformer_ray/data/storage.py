@@ -33,6 +33,7 @@ __all__ = [
     "locate",
     "read_bytes",
     "read_json",
+    "remove",
     "stamp",
     "upload",
     "write_bytes",
@@ -124,6 +125,15 @@ def read_json(path: str, field: str = "path") -> Any:
 def write_json(path: str, content: object) -> None:
     """Write a JSON file, keys as they come, readable by a person."""
     write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def remove(path: str) -> None:
+    """Delete a file, or a directory with all that it holds; nothing where there is none."""
+    filesystem, inside = locate(path)
+    if filesystem.get_file_info(inside).type == fs.FileType.Directory:
+        filesystem.delete_dir(inside)
+    elif exists(path):
+        filesystem.delete_file(inside)
 
 
 def local_copy(path: str) -> Path:

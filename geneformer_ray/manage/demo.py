@@ -14,7 +14,7 @@ import pyarrow.csv as pc
 from scipy import sparse
 
 from geneformer_ray.data import storage
-from geneformer_ray.data.rank_value import non_zero_medians
+from geneformer_ray.data.expression import non_zero_medians
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 import geneformer_ray.distribute  # noqa: F401  (sets what Ray reads when it is imported)
-from geneformer_ray.data.rank_value import non_zero_medians
+from geneformer_ray.data.expression import non_zero_medians
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from tests.integration.small_data import GROUPS, SmallData
 

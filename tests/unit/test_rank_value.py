@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import sparse
 
-from geneformer_ray.data.rank_value import RankValueEncoder, non_zero_medians
+from geneformer_ray.data import rank_value
+from geneformer_ray.data.rank_value import RankValueEncoder
 from geneformer_ray.data.vocabulary import CLS, EOS, MASK, PAD, GeneVocabulary
 from geneformer_ray.errors import InputError
 
@@ -154,6 +155,47 @@ def test_special_tokens_survive_the_cut(specials: list[str], max_length: int) ->
         assert EOS not in specials or cell[-1] == vocabulary.eos_id
 
 
+def test_values_alike_in_their_leading_bits_are_told_apart() -> None:
+    """Sorting looks at leading bits first: the last bits must still decide, and only within a cell."""
+    just_above = np.nextafter(1.0, 2.0)
+    medians = dict(zip(GENES, [1.0, just_above, 1.0, just_above, 1.0, 2.0, just_above, 2.0, 2.0], strict=True))
+    vocabulary = GeneVocabulary(vocabulary_of([]).tokens, medians=medians, max_length=100)
+    counts = np.array([[3, 3, 3, 3, 3, 6, 3, 0, 0], [3, 3, 3, 3, 3, 6, 3, 0, 0], [0, 0, 0, 0, 0, 6, 3, 6, 6]])
+    totals = np.array([10_000.0, 10_000.0, 10_000.0])
+    expected = [reference(cell, total, GENES, vocabulary) for cell, total in zip(counts, totals, strict=True)]
+    assert encode(vocabulary, sparse.csr_array(counts), totals, GENES) == expected
+    assert len({count / medians[gene] for gene, count in zip(GENES, counts[0], strict=True) if count}) == 2
+
+
+def test_many_cells_are_encoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = np.random.default_rng(0).poisson(0.6, (40, len(COLUMNS)))
+    counts[[0, 7, 39]] = 0
+    totals = np.maximum(1.0, counts.sum(axis=1))
+    vocabulary = vocabulary_of([CLS, EOS], 6)
+    at_once = encode(vocabulary, sparse.csr_array(counts), totals)
+    for entries in (1, 3, 20):
+        monkeypatch.setattr(rank_value, "ENTRIES_AT_ONCE", entries)
+        assert encode(vocabulary, sparse.csr_array(counts), totals) == at_once
+
+
+def test_an_entry_stored_in_pieces_is_one_count() -> None:
+    vocabulary = vocabulary_of([])
+    pieces = sparse.csr_array((np.array([1.0, 2.0, 3.0]), np.array([4, 0, 4]), np.array([0, 3])), shape=(1, 11))
+    whole = sparse.csr_array((np.array([2.0, 4.0]), np.array([0, 4]), np.array([0, 2])), shape=(1, 11))
+    total = np.array([6.0])
+    assert encode(vocabulary, pieces, total) == encode(vocabulary, whole, total)
+    assert pieces.nnz == 3  # what was given is left as it is
+
+
+@pytest.mark.parametrize(("count", "total"), [(-1.0, 5.0), (np.nan, 5.0), (np.inf, 5.0), (1.0, 0.0), (1.0, np.nan)])
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
+def test_what_has_no_rank_is_refused(count: float, total: float) -> None:
+    counts = np.zeros((1, len(COLUMNS)))
+    counts[0, :3] = [2.0, count, 1.0]
+    with pytest.raises(InputError, match="raw counts and totals above 0"):
+        encode(vocabulary_of([]), counts, np.array([total]))
+
+
 def test_a_gene_without_a_median_is_not_encoded() -> None:
     tokens = vocabulary_of([]).tokens
     vocabulary = GeneVocabulary(tokens, medians={gene: MEDIANS[gene] for gene in GENES[:4]})
@@ -168,23 +210,3 @@ def test_what_cannot_be_encoded_is_refused() -> None:
         RankValueEncoder(vocabulary_of([]), ["x", "y"])
     with pytest.raises(InputError, match="without medians"):
         RankValueEncoder(GeneVocabulary(vocabulary_of([]).tokens), GENES)
-
-
-@settings(max_examples=50)
-@given(counts=count_matrices, min_cells=st.integers(1, 4))
-def test_non_zero_medians_equal_numpy_gene_by_gene(counts: NDArray[np.int64], min_cells: int) -> None:
-    totals = counts.sum(axis=1) + 1.0
-    medians = non_zero_medians(sparse.csr_array(counts), totals, COLUMNS, min_cells=min_cells)
-    for column, gene in enumerate(COLUMNS):
-        expressed = counts[:, column] > 0
-        if expressed.sum() < min_cells:
-            assert gene not in medians
-        else:
-            values = counts[expressed, column] / totals[expressed] * 10_000
-            assert medians[gene] == pytest.approx(np.median(values), rel=1e-12)
-
-
-def test_non_zero_medians_pass_over_explicit_zeros_and_leave_the_counts_alone() -> None:
-    counts = sparse.csr_array((np.array([0.0, 4.0, 2.0]), (np.array([0, 1, 2]), np.zeros(3, int))), shape=(3, 1))
-    assert non_zero_medians(counts, np.array([1.0, 1.0, 1.0]), ["A"]) == {"A": 30_000.0}
-    assert counts.data.tolist() == [0.0, 4.0, 2.0]
