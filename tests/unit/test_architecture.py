@@ -167,6 +167,10 @@ FLAGS = {
         "config overwrite input vocabulary output obs-columns max-length counts gene-column cell-id-prefix "
         "allow-non-integer"
     ),
+    "vocabulary.VocabularyConfig": (
+        "config overwrite input vocabulary output genes min-cells special-tokens max-length counts gene-column "
+        "allow-non-integer"
+    ),
     "pretrain.PretrainConfig": "config overwrite cells vocabulary output model",
     "finetune.FinetuneConfig": (
         "config overwrite cells label group filter model vocabulary pooling num-workers seeds output registered-model"
@@ -182,6 +186,7 @@ FLAGS = {
 }
 REQUIRED = {
     "tokenize.TokenizeConfig": "input vocabulary output",
+    "vocabulary.VocabularyConfig": "output",
     "pretrain.PretrainConfig": "cells output",
     "finetune.FinetuneConfig": "cells label group model output",
     "embed.EmbedConfig": "cells model output",

@@ -19,6 +19,7 @@ from ray_jobs.screen_flags import ScreenConfig, check_flags
 
 JOBS = {
     "tokenize": "TokenizeConfig",
+    "vocabulary": "VocabularyConfig",
     "pretrain": "PretrainConfig",
     "finetune": "FinetuneConfig",
     "embed": "EmbedConfig",

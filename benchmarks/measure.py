@@ -1,0 +1,99 @@
+"""Run a command and say how long it took and how much memory it held at most, all of its processes together."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+SECONDS_BETWEEN_SAMPLES = 0.1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a command came to: wall clock seconds, peak MiB (sum of PSS), and its last line of output."""
+
+    seconds: float
+    peak_mib: float
+    last_line: str
+
+
+def run(command: Sequence[str], cpus: Sequence[int] | None = None, **environment: str) -> Measured:
+    """Run a command on some of the CPUs; fail if it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **environment},
+        preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
+    )
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(_pss(pid) for pid in _session(process.pid)))
+        time.sleep(SECONDS_BETWEEN_SAMPLES)
+    seconds = time.perf_counter() - started
+    output = process.stdout.read() if process.stdout else ""
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")
+    lines = output.strip().splitlines()
+    return Measured(seconds, peak / 1024, lines[-1] if lines else "")
+
+
+def _session(leader: int) -> list[int]:
+    """List the processes that descend from a session's leader, whatever sessions they opened since."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended while the list was read
+            parents[int(entry.name)] = int(fields[1])
+    found = {leader}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
+
+
+def _pss(pid: int) -> int:
+    """Give a process's share of memory in KiB: what it shares with others is divided among them."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0  # it ended
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def machine() -> dict[str, str | int]:
+    """Say what was measured on."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "date": date.today().isoformat(),
+        "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("numpy", "pyarrow", "ray", "anndata", "datasets")},
+    }
+
+
+def table(rows: Sequence[dict[str, object]]) -> str:
+    """Lay out rows of equal keys as Markdown."""
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *([str(row[name]) for name in head] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write(path: str, content: object) -> None:
+    """Write the figures as JSON."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(content, indent=1) + "\n")
