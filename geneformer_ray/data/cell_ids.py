@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from hashlib import blake2b
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -21,7 +21,9 @@ IDS_PER_READ = 1 << 16
 HASHES_HELD = 4_000_000
 
 
-def repeated_ids(files: Sequence[tuple[CountFile, str]]) -> tuple[str, str, str] | None:
+def repeated_ids(
+    files: Sequence[tuple[str, str]], open_file: Callable[[str], CountFile]
+) -> tuple[str, str, str] | None:
     """Find a cell id that occurs twice.
 
     The ids are read once. Their hashes, 8 bytes each, go to a temporary file, which is then searched range by range of
@@ -30,23 +32,33 @@ def repeated_ids(files: Sequence[tuple[CountFile, str]]) -> tuple[str, str, str]
     Parameters
     ----------
     files
-        Files, each with the prefix of its ids.
+        Paths, each with the prefix of its ids.
+    open_file
+        Opens one: they may be more than a process can hold open.
 
     Returns
     -------
     tuple of str or None
         The id with its prefix, and the paths of the first and of the second file that hold it (which may be one file).
     """
-    n_cells = sum(len(file) for file, _ in files)
-    # Hashes are spread evenly: three quarters as many as may be held leave room for chance.
-    n_ranges = max(1, -(-n_cells * 4 // (HASHES_HELD * 3)))
+    starts = [0]
     with tempfile.TemporaryFile() as hashes:
-        for file, prefix in files:
-            for start in range(0, len(file), IDS_PER_READ):
-                hashes.write(_hashes(file.cell_ids(start, min(start + IDS_PER_READ, len(file))), prefix).tobytes())
+        for path, prefix in files:
+            with open_file(path) as file:
+                for start in range(0, len(file), IDS_PER_READ):
+                    ids = file.cell_ids(start, min(start + IDS_PER_READ, len(file)))
+                    hashes.write(_hashes(ids, prefix).tobytes())
+                starts.append(starts[-1] + len(file))
+        # Hashes are spread evenly: three quarters as many as may be held leave room for chance.
+        n_ranges = max(1, -(-starts[-1] * 4 // (HASHES_HELD * 3)))
         for number in range(n_ranges):
             for suspect in _repeated(hashes, number, n_ranges):
-                found = _same_id(files, _positions(hashes, suspect))
+                places = [
+                    (*files[i], position - starts[i])
+                    for position in _positions(hashes, suspect)
+                    for i in [int(np.searchsorted(starts, position, side="right")) - 1]
+                ]
+                found = _same_id(places, open_file)
                 if found:
                     return found
     return None
@@ -82,15 +94,15 @@ def _positions(hashes: IO[bytes], suspect: np.uint64) -> Iterator[int]:
         start += len(part)
 
 
-def _same_id(files: Sequence[tuple[CountFile, str]], positions: Iterator[int]) -> tuple[str, str, str] | None:
-    starts = np.cumsum([0, *(len(file) for file, _ in files)])
+def _same_id(
+    places: Sequence[tuple[str, str, int]], open_file: Callable[[str], CountFile]
+) -> tuple[str, str, str] | None:
+    """Find two equal ids among cells whose hashes are equal, given as path, prefix and number."""
     seen: dict[str, str] = {}
-    for position in positions:
-        number = int(np.searchsorted(starts, position, side="right")) - 1
-        file, prefix = files[number]
-        within: Any = position - int(starts[number])
-        cell_id = prefix + file.cell_ids(within, within + 1)[0]
+    for path, prefix, number in places:
+        with open_file(path) as file:
+            cell_id = prefix + file.cell_ids(number, number + 1)[0]
         if cell_id in seen:
-            return cell_id, seen[cell_id], file.path
-        seen[cell_id] = file.path
+            return cell_id, seen[cell_id], path
+        seen[cell_id] = path
     return None

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from geneformer_ray.data import sorted_counts
-from geneformer_ray.data.array_files import UNREADABLE, is_zarr, reading
-from geneformer_ray.data.count_formats import COUNT_SUFFIXES, count_files_in, reader_of
 from geneformer_ray.data.count_values import row_sums, what_is_wrong
-from geneformer_ray.data.matrix_directories import is_matrix_directory
-from geneformer_ray.data.obs_columns import UnsupportedColumnError
-from geneformer_ray.data.stored_matrix import sample_starts
+from geneformer_ray.data.formats.array_files import UNREADABLE, is_zarr, reading
+from geneformer_ray.data.formats.count_formats import COUNT_SUFFIXES, count_files_in, reader_of
+from geneformer_ray.data.formats.matrix_directories import is_matrix_directory
+from geneformer_ray.data.formats.obs_columns import UnsupportedColumnError
+from geneformer_ray.data.formats.stored_matrix import sample_starts
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy import sparse
 
-    from geneformer_ray.data.count_formats import CountSource
-    from geneformer_ray.data.obs_columns import StoredColumn
+    from geneformer_ray.data.formats.count_formats import CountSource
+    from geneformer_ray.data.formats.obs_columns import StoredColumn
 
 __all__ = [
     "CELLS_PER_BLOCK",

@@ -132,9 +132,7 @@ class CountInputs:
         return sum(self.cells.values())
 
     def _check_ids(self) -> None:
-        repeated = repeated_ids(
-            [(self.reading.open(path), prefix) for path, prefix in zip(self.paths, self.prefixes, strict=True)]
-        )
+        repeated = repeated_ids(list(zip(self.paths, self.prefixes, strict=True)), self.reading.open)
         if repeated is None:
             return
         cell_id, first, second = repeated

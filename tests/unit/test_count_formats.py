@@ -145,7 +145,7 @@ def test_entries_stay_as_stored(tmp_path: Path) -> None:
 def test_dense_slices_meet_without_seams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "cells.h5ad", "gzip", np.asarray)
     for size in (1, 50, 100, 300):
-        monkeypatch.setattr("geneformer_ray.data.stored_matrix.DENSE_SLICE_BYTES", size)
+        monkeypatch.setattr("geneformer_ray.data.formats.stored_matrix.DENSE_SLICE_BYTES", size)
         check(CountFile(path), 7)
 
 

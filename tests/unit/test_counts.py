@@ -387,13 +387,12 @@ def test_an_id_that_occurs_twice_is_found(tmp_path: Path) -> None:
     first = write(tmp_path / "first.h5ad", COUNTS, cells=list("abcdefg"))
     second = write(tmp_path / "second.h5ad", COUNTS, cells=list("hijklmc"))
     twice = write(tmp_path / "twice.h5ad", COUNTS, cells=list("1234562"))
-    files = {path: CountFile(path) for path in (first, second, twice)}
-    assert repeated_ids([(files[first], "")]) is None
-    assert repeated_ids([(files[first], ""), (files[second], "")]) == ("c", first, second)
-    assert repeated_ids([(files[first], "1-"), (files[second], "2-")]) is None
-    assert repeated_ids([(files[first], ""), (files[twice], "x")]) == ("x2", twice, twice)
-    assert repeated_ids([(files[first], ""), (files[first], "")]) is not None
-    assert repeated_ids([]) is None
+    assert repeated_ids([(first, "")], CountFile) is None
+    assert repeated_ids([(first, ""), (second, "")], CountFile) == ("c", first, second)
+    assert repeated_ids([(first, "1-"), (second, "2-")], CountFile) is None
+    assert repeated_ids([(first, ""), (twice, "x")], CountFile) == ("x2", twice, twice)
+    assert repeated_ids([(first, ""), (first, "")], CountFile) is not None
+    assert repeated_ids([], CountFile) is None
 
 
 @pytest.mark.parametrize("held", [1, 5, 50, 4_000_000])
@@ -403,15 +402,15 @@ def test_ids_are_compared_in_ranges_of_hashes(tmp_path: Path, monkeypatch: pytes
     counts = np.ones((40, 2), np.float32)
     path = write(tmp_path / "cells.h5ad", counts)
     other = write(tmp_path / "other.h5ad", counts, cells=[f"X{number}" for number in range(39)] + ["CELL17"])
-    assert repeated_ids([(CountFile(path), "")]) is None
-    assert repeated_ids([(CountFile(path), ""), (CountFile(other), "")]) == ("CELL17", path, other)
+    assert repeated_ids([(path, "")], CountFile) is None
+    assert repeated_ids([(path, ""), (other, "")], CountFile) == ("CELL17", path, other)
 
 
 def test_equal_hashes_of_different_ids_are_not_taken_for_equal_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cell_ids, "_hashes", lambda ids, prefix: np.array([len(name) for name in ids], np.uint64))
-    good = CountFile(write(tmp_path / "good.h5ad", COUNTS, cells=["a", "b", "c", "dd", "ee", "f", "g"]))
-    assert repeated_ids([(good, "")]) is None
-    other = CountFile(write(tmp_path / "other.h5ad", COUNTS, cells=["h", "i", "j", "ff", "ee", "k", "l"]))
-    assert repeated_ids([(good, ""), (other, "")]) == ("ee", good.path, other.path)
+    good = write(tmp_path / "good.h5ad", COUNTS, cells=["a", "b", "c", "dd", "ee", "f", "g"])
+    assert repeated_ids([(good, "")], CountFile) is None
+    other = write(tmp_path / "other.h5ad", COUNTS, cells=["h", "i", "j", "ff", "ee", "k", "l"])
+    assert repeated_ids([(good, ""), (other, "")], CountFile) == ("ee", good, other)

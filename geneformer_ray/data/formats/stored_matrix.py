@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from geneformer_ray.data.array_files import array_in, attribute, is_array
+from geneformer_ray.data.formats.array_files import array_in, attribute, is_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from geneformer_ray.data.array_files import ArrayFile, group_in, is_array, is_zarr
-from geneformer_ray.data.obs_columns import AnnotationTable, StoredColumn
-from geneformer_ray.data.stored_matrix import CompressedMatrix, stored_matrix
+from geneformer_ray.data.formats.array_files import ArrayFile, group_in, is_array, is_zarr
+from geneformer_ray.data.formats.obs_columns import AnnotationTable, StoredColumn
+from geneformer_ray.data.formats.stored_matrix import CompressedMatrix, stored_matrix
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geneformer_ray.data.array_files import array_in, attribute, group_in, is_array
+from geneformer_ray.data.formats.array_files import array_in, attribute, group_in, is_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from geneformer_ray.data.array_files import ArrayFile, array_in, group_in, is_array
-from geneformer_ray.data.obs_columns import StoredColumn, strings
-from geneformer_ray.data.stored_matrix import CompressedMatrix
+from geneformer_ray.data.formats.array_files import ArrayFile, array_in, group_in, is_array
+from geneformer_ray.data.formats.obs_columns import StoredColumn, strings
+from geneformer_ray.data.formats.stored_matrix import CompressedMatrix
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pyarrow import fs
 
 from geneformer_ray.data import storage
-from geneformer_ray.data.anndata_files import AnnDataFile
-from geneformer_ray.data.array_files import is_zarr
-from geneformer_ray.data.loom_files import LoomFile
-from geneformer_ray.data.matrix_directories import MatrixDirectory, is_matrix_directory
-from geneformer_ray.data.tenx_files import TenxFile
+from geneformer_ray.data.formats.anndata_files import AnnDataFile
+from geneformer_ray.data.formats.array_files import is_zarr
+from geneformer_ray.data.formats.loom_files import LoomFile
+from geneformer_ray.data.formats.matrix_directories import MatrixDirectory, is_matrix_directory
+from geneformer_ray.data.formats.tenx_files import TenxFile
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy import sparse
 
-    from geneformer_ray.data.obs_columns import StoredColumn
+    from geneformer_ray.data.formats.obs_columns import StoredColumn
     from geneformer_ray.data.sorted_counts import Entries
 
 __all__ = ["COUNT_SUFFIXES", "CountSource", "count_files_in", "reader_of"]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from geneformer_ray.data import sorted_counts, storage
-from geneformer_ray.data.tenx_files import features_named, gene_features
+from geneformer_ray.data.formats.tenx_files import features_named, gene_features
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy import sparse
 
-    from geneformer_ray.data.obs_columns import StoredColumn
+    from geneformer_ray.data.formats.obs_columns import StoredColumn
     from geneformer_ray.data.sorted_counts import Entries
 
 __all__ = ["MatrixDirectory", "is_matrix_directory"]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from geneformer_ray.data.array_files import ArrayFile, array_in, group_in, is_array
-from geneformer_ray.data.obs_columns import StoredColumn
-from geneformer_ray.data.stored_matrix import DenseMatrix
+from geneformer_ray.data.formats.array_files import ArrayFile, array_in, group_in, is_array
+from geneformer_ray.data.formats.obs_columns import StoredColumn
+from geneformer_ray.data.formats.stored_matrix import DenseMatrix
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Files of count matrices, format by format, behind one protocol of readers."""
