@@ -8,10 +8,10 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
+import pyarrow as pa
 import ray
 import ray.data
 
-from geneformer_ray.compute.execution import use_threads
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class Pool:
         if "RAY_ADDRESS" in os.environ:
             # It may grow with what is asked for, from no worker at all: as many actors as there are items.
             return cls(1, sys.maxsize, gpus=1 if gpus else 0)
-        return cls(1, gpus, gpus=1) if gpus else cls(1, int(resources.get("CPU", 0)))
+        # It does not grow: start all of it at once.
+        return cls(gpus, gpus, gpus=1) if gpus else cls(int(resources.get("CPU", 0)), int(resources.get("CPU", 0)))
 
     def execution(self) -> dict[str, Any]:
         """Say what each actor's model may use, as :class:`ModelRunner` takes it."""
@@ -64,7 +65,7 @@ class _Actor:
     """Adapts a worker to Ray Data: one row in, one row out, both JSON."""
 
     def __init__(self, kind: type[ItemWorker], options: dict[str, Any], cpus: float) -> None:
-        use_threads(cpus)
+        _limit_threads(cpus)
         self._worker = kind(**options)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -116,6 +117,16 @@ def fan_out(
         if BAD_INPUT in answer:
             raise InputError(*answer[BAD_INPUT])
         yield answer
+
+
+def _limit_threads(cpus: float) -> None:
+    """Set an actor's threads to the CPUs it was given; torch costs seconds to import, and not every worker needs it."""
+    pa.set_cpu_count(max(1, int(cpus)))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
+    if "torch" in sys.modules:
+        from geneformer_ray.compute.execution import use_threads
+
+        use_threads(cpus)
 
 
 def _quiet() -> None:
