@@ -17,6 +17,7 @@ from geneformer_ray.distribute.train_workers import discard_checkpoints, fit
 from geneformer_ray.errors import InputError
 from geneformer_ray.manage.registry import open_store
 from geneformer_ray.manage.trial_records import Record, record_trials
+from geneformer_ray.manage.trials import Trial
 from geneformer_ray.progress import say
 from ray_jobs.command_line import main, place, store_directory
 from ray_jobs.model_argument import open_model
@@ -70,7 +71,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     )
     manifest = split.manifest(table.cell_ids)
     options = {**config.options(), "gene_dropout": config.gene_dropout}
-    trials = list(itertools.product(config.pooling, config.seeds))
+    trials = [Trial(pooling, seed) for pooling, seed in itertools.product(config.pooling, config.seeds)]
     plan = {
         "job": "finetune",
         "cells": table.digest,
@@ -80,7 +81,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         "group": config.group,
         "groups": split.groups,
         "labels": split.labels,
-        "trials": [list(trial) for trial in trials],
+        "trials": [trial.name for trial in trials],
         "options": options,
         "class_weights": config.class_weights,
         "label_smoothing": config.label_smoothing,

@@ -16,7 +16,7 @@ from geneformer_ray.compute.shifts import Reading, shift_cell
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.manage.registry import find_registered
-from geneformer_ray.manage.trials import read_predictions, trial_directory
+from geneformer_ray.manage.trials import Trial, read_predictions
 from geneformer_ray.progress import Progress
 
 __all__ = ["served_answers"]
@@ -62,7 +62,7 @@ def served_answers(output: str, champion: dict[str, Any], seed: int) -> dict[str
 
 def _classify(client: httpx.Client, output: str, champion: dict[str, Any], seed: int) -> list[float]:
     """Ask for the types of reporting cells, given as raw counts; the largest difference in probability of each."""
-    directory = trial_directory(storage.join(output, "classifiers"), champion["pooling"], seed)
+    directory = Trial(champion["pooling"], seed).directory(storage.join(output, "classifiers"))
     ids, _, logits = read_predictions(directory, "report")
     labels = storage.read_json(storage.join(output, "classifiers", "split.json"))["labels"]
     odds = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))

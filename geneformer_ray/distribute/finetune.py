@@ -1,4 +1,4 @@
-"""Fine-tuning on a group of workers: one trial after another, a trial being a pooling and a seed."""
+"""Fine-tuning on a group of workers: one trial after another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.distribute.train_workers import Worker
 from geneformer_ray.manage.registry import local_source
-from geneformer_ray.manage.trials import trial_directory, trial_name, write_predictions
+from geneformer_ray.manage.trials import Trial, write_predictions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,8 +38,8 @@ def finetune_worker(config: dict[str, Any]) -> None:
     Parameters
     ----------
     config
-        ``cells``, ``model``, ``vocabulary`` (sources), ``rows`` and ``targets`` by role, ``labels``, ``trials`` (pairs
-        of pooling and seed), ``options`` of the training, ``class_weights``, ``label_smoothing``,
+        ``cells``, ``model``, ``vocabulary`` (sources), ``rows`` and ``targets`` by role, ``labels``, ``trials``,
+        ``options`` of the training, ``class_weights``, ``label_smoothing``,
         ``attention_dropout``, ``output``.
     """
     worker = Worker(config)
@@ -47,29 +47,29 @@ def finetune_worker(config: dict[str, Any]) -> None:
     saved = worker.saved()
     first = saved[0]["trial"] if saved else 0
     done = first * len(config["rows"]["train"]) * config["options"]["epochs"]
-    for number, (pooling, seed) in enumerate(config["trials"]):
+    for number, trial in enumerate(config["trials"]):
         if number >= first:
-            trial = _Trial(worker, config, table, number, pooling, seed, done)
-            trial.train(saved if number == first else None)
-            trial.predict()
-            done = trial.done
+            training = _Training(worker, config, table, number, trial, done)
+            training.train(saved if number == first else None)
+            training.predict()
+            done = training.done
 
 
-class _Trial:
-    """One pooling and seed on one worker."""
+class _Training:
+    """One trial on one worker."""
 
     def __init__(
-        self, worker: Worker, config: dict[str, Any], table: CellTable, number: int, pooling: str, seed: int, done: int
+        self, worker: Worker, config: dict[str, Any], table: CellTable, number: int, trial: Trial, done: int
     ) -> None:
         self.worker, self.config, self.table, self.number, self.done = worker, config, table, number, done
-        self.name = trial_name(pooling, seed)
-        self.directory = trial_directory(config["output"], pooling, seed)
-        self.options = TrainingOptions(**{**config["options"], "seed": seed})
-        torch.manual_seed(seed)  # the fresh head, the same on every worker
+        self.name = trial.name
+        self.directory = trial.directory(config["output"])
+        self.options = TrainingOptions(**{**config["options"], "seed": trial.seed})
+        torch.manual_seed(trial.seed)  # the fresh head, the same on every worker
         source = find_model(local_source(config["model"], config["tracking_uri"]))
         parent = model_vocabulary(source, config["vocabulary"], read_config(source))
         self.model, self.vocabulary = new_classifier(
-            source, parent, config["labels"], pooling, attention_dropout=config["attention_dropout"]
+            source, parent, config["labels"], trial.pooling, attention_dropout=config["attention_dropout"]
         )
         self.cells_digest = table.vocabulary_digest or parent.digest
 

@@ -15,7 +15,7 @@ from geneformer_ray.manage.demo import GROUPS
 from geneformer_ray.manage.report import KeyFigure, Picture, Section, Table, write_report
 from geneformer_ray.manage.training_curves import training_curves
 from geneformer_ray.manage.trial_records import curve_of
-from geneformer_ray.manage.trials import read_predictions, trial_directory
+from geneformer_ray.manage.trials import Trial, read_predictions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,7 +123,7 @@ def _poolings(tuned: dict[str, Any], champion: dict[str, Any]) -> Section:
 
 def _confusion(output: str, tuned: dict[str, Any], champion: dict[str, Any]) -> Section:
     trial = next(t for t in tuned["trials"] if t["pooling"] == champion["pooling"])
-    directory = trial_directory(storage.join(output, "classifiers"), trial["pooling"], trial["seed"])
+    directory = Trial(trial["pooling"], trial["seed"]).directory(storage.join(output, "classifiers"))
     _, targets, logits = read_predictions(directory, "report")
     classes = len(tuned["labels"])
     matrix = np.zeros((classes, classes), dtype=int)
@@ -140,7 +140,7 @@ def _confusion(output: str, tuned: dict[str, Any], champion: dict[str, Any]) -> 
 def _curves(output: str, tuned: dict[str, Any]) -> Section:
     curves = []
     for trial in tuned["trials"]:
-        directory = trial_directory(storage.join(output, "classifiers"), trial["pooling"], trial["seed"])
+        directory = Trial(trial["pooling"], trial["seed"]).directory(storage.join(output, "classifiers"))
         curves.append(curve_of(trial["pooling"], storage.read_json(storage.join(directory, "history.json"))))
     return Section("Training", figure=Picture(training_curves(curves), "Loss and macro F1 by epoch and pooling"))
 

@@ -16,7 +16,7 @@ from geneformer_ray.data import storage
 from geneformer_ray.manage import plots
 from geneformer_ray.manage.registry import CHOOSING_METRIC, SPLIT_TAG, log_run, register
 from geneformer_ray.manage.training_curves import TrainingCurve, training_curves
-from geneformer_ray.manage.trials import read_predictions, trial_directory, trial_name
+from geneformer_ray.manage.trials import Trial, read_predictions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ class Record:
     table, vocabulary, split, manifest
         The cells, their vocabulary, how they were split, and the split as logged.
     trials
-        Pairs of pooling and seed.
+        What was trained.
     output
         Where the trials lie.
     registered_model
@@ -53,7 +53,7 @@ class Record:
     vocabulary: GeneVocabulary
     split: GroupSplit
     manifest: dict[str, Any]
-    trials: list[tuple[str, int]]
+    trials: list[Trial]
     output: str
     registered_model: str | None
     plan: dict[str, Any]
@@ -71,12 +71,13 @@ def record_trials(record: Record) -> dict[str, Any]:
         tags=_tags(record),
     )
     trials = []
-    for pooling, seed in record.trials:
-        scores = _scores(trial_directory(record.output, pooling, seed), record.split.labels)
-        trials.append({"pooling": pooling, "seed": seed, **_log(record, pooling, seed, scores), "scores": scores})
+    for trial in record.trials:
+        scores = _scores(trial.directory(record.output), record.split.labels)
+        named = {"pooling": trial.pooling, "seed": trial.seed}
+        trials.append({**named, **_log(record, trial, scores), "scores": scores})
     poolings = {
         pooling: _mean([t["scores"]["reporting"] for t in trials if t["pooling"] == pooling])
-        for pooling, _ in record.trials
+        for pooling in dict.fromkeys(trial.pooling for trial in record.trials)
     }
     return {
         "cells": {role: len(rows) for role, rows in record.split.rows.items()},
@@ -116,16 +117,15 @@ def _baseline(record: Record) -> dict[str, dict[str, Any]]:
     }
 
 
-def _log(record: Record, pooling: str, seed: int, scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _log(record: Record, trial: Trial, scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Log one trial and register its model."""
-    directory = trial_directory(record.output, pooling, seed)
+    directory = trial.directory(record.output)
     history = storage.read_json(storage.join(directory, "history.json"))
-    name = trial_name(pooling, seed)
     run_id = log_run(
-        name,
+        trial.name,
         parameters={
-            "pooling": pooling,
-            "seed": seed,
+            "pooling": trial.pooling,
+            "seed": trial.seed,
             "label": record.plan["label"],
             "group": record.plan["group"],
             "workers": record.plan["workers"],
@@ -138,14 +138,17 @@ def _log(record: Record, pooling: str, seed: int, scores: dict[str, dict[str, An
         },
         metrics=_flat(scores),
         curves=history,
-        figures={**_confusion(scores, name), "training_curves.png": training_curves([curve_of(name, history)])},
+        figures={
+            **_confusion(scores, trial.name),
+            "training_curves.png": training_curves([curve_of(trial.name, history)]),
+        },
         documents={"split.json": record.manifest, "scores.json": scores, "history.json": history},
-        tags={**_tags(record), "pooling": pooling, "model_directory": storage.join(directory, "model")},
+        tags={**_tags(record), "pooling": trial.pooling, "model_directory": storage.join(directory, "model")},
     )
     if record.registered_model is None:
         return {"run_id": run_id, "version": None}
     tags = {
-        "pooling": pooling,
+        "pooling": trial.pooling,
         CHOOSING_METRIC: f"{scores['choosing']['macro_f1']:.6f}",
         "reporting_macro_f1": f"{scores['reporting']['macro_f1']:.6f}",
         "reporting_accuracy": f"{scores['reporting']['accuracy']:.6f}",

@@ -1,7 +1,8 @@
-"""A trial of fine-tuning on disk: a pooling and a seed, with its model, history and predictions."""
+"""A trial of fine-tuning: a pooling, a seed and a fold, with its model, history and predictions on disk."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,17 +15,33 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["read_predictions", "trial_directory", "trial_name", "write_predictions"]
+__all__ = ["Trial", "read_predictions", "write_predictions"]
 
 
-def trial_name(pooling: str, seed: int) -> str:
-    """Name a trial."""
-    return f"{pooling}-seed{seed}"
+@dataclass(frozen=True)
+class Trial:
+    """What tells a trial from the others of its run.
 
+    Parameters
+    ----------
+    pooling, seed
+        Of its classifier.
+    fold
+        Number of its split, where groups are cross-validated; None where there is but one split.
+    """
 
-def trial_directory(output: str, pooling: str, seed: int) -> str:
-    """Say where a trial's model, history and predictions lie."""
-    return storage.join(output, "trials", trial_name(pooling, seed))
+    pooling: str
+    seed: int
+    fold: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name, in directories and in MLflow."""
+        return f"{self.pooling}-seed{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
+
+    def directory(self, output: str) -> str:
+        """Say where its model, history and predictions lie."""
+        return storage.join(output, "trials", self.name)
 
 
 def write_predictions(
