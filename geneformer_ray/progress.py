@@ -52,7 +52,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._done != self._said_done:
+        elif kind is None and self._done != self._said_done:  # an error ends in its own line alone
             self._line()
 
     def advance(self, units: int, note: str = "") -> None:
