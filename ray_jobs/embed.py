@@ -91,7 +91,7 @@ def run(config: EmbedConfig) -> dict[str, Any]:
         "output": output,
     }
     if config.embedding == "gene":
-        summary["genes"] = merge_gene_sums(output, model.vocabulary.names)
+        summary["genes"] = merge_gene_sums(output, model.vocabulary.names, model.vocabulary.digest)
     summary["tables"] = {"embeddings": storage.join(output, "embeddings")}
     if states:
         summary["states"] = sorted(states)

@@ -11,9 +11,9 @@ from pydantic import Field
 from geneformer_ray.compute.statistics import goal_shift_table
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
-from geneformer_ray.data.shards import write_shard
+from geneformer_ray.data.shards import VOCABULARY_KEY, write_shard
 from geneformer_ray.data.vocabulary import GeneVocabulary
-from geneformer_ray.errors import InputError, NotThereYetError
+from geneformer_ray.errors import InputError, NotThereYetError, VocabularyMismatch
 from ray_jobs.command_line import JobConfig, main, place
 
 TESTS = ("goal_shift", "vs_null", "mixture", "aggregate", "gene_shifts", "combination", "concordance")
@@ -63,8 +63,13 @@ def run(config: StatisticsConfig) -> dict[str, Any]:
     storage.claim_output(output, plan, overwrite=config.overwrite, inputs=[shifts])
     vocabulary = GeneVocabulary.load(storage.join(shifts, "_vocabulary"), "--shifts")
     filesystem, inside = storage.locate(storage.join(shifts, "cell_shifts"))
+    dataset = ds.dataset(inside, filesystem=filesystem, format="parquet")
+    carried = (dataset.schema.metadata or {}).get(VOCABULARY_KEY, vocabulary.digest.encode()).decode()
+    if carried != vocabulary.digest:
+        takes = f"shifts of its own _vocabulary, {vocabulary.digest}"
+        raise VocabularyMismatch("--shifts", f"{shifts} with shifts of vocabulary {carried}", takes)
     table = goal_shift_table(
-        ds.dataset(inside, filesystem=filesystem, format="parquet"),
+        dataset,
         goal=screen["goal"],
         start=screen["start"],
         alternatives=screen["alternatives"],
@@ -73,7 +78,9 @@ def run(config: StatisticsConfig) -> dict[str, Any]:
         seed=config.seed,
         groups=_groups(config),
     )
-    write_shard(output, "statistics", 0, pa.Table.from_pandas(table, preserve_index=False))
+    write_shard(
+        output, "statistics", 0, pa.Table.from_pandas(table, preserve_index=False), vocabulary=vocabulary.digest
+    )
     storage.write_bytes(storage.join(output, "statistics.csv"), table.to_csv(index=False).encode())
     summary = {
         "test": config.test,

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from geneformer_ray.data import storage
 from geneformer_ray.data.digests import digest_of
+from geneformer_ray.data.shards import VOCABULARY_KEY
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["CellTable", "Cells", "cells_encoding", "cells_schema"]
 
-DIGEST_KEY = b"vocabulary_digest"
 ROWS_AT_ONCE = 4_096
 
 
@@ -92,7 +92,7 @@ class CellTable:
         for file, other in zip(self.files, opened, strict=True):
             if other.schema_arrow.names != self.schema.names:
                 raise InputError(self._flag, f"{file} with other columns than {self.files[0]}", "files of one table")
-        digests = {(other.schema_arrow.metadata or {}).get(DIGEST_KEY) for other in opened}
+        digests = {(other.schema_arrow.metadata or {}).get(VOCABULARY_KEY) for other in opened}
         if len(digests) > 1:
             raise InputError(self._flag, f"{self.path} with files of several vocabularies", "files of one table")
         self._file_starts = np.concatenate([[0], np.cumsum([other.metadata.num_rows for other in opened])])
@@ -118,7 +118,7 @@ class CellTable:
     @property
     def vocabulary_digest(self) -> str | None:
         """The digest of the vocabulary that encoded the cells, None where the files do not say."""
-        value = (self.schema.metadata or {}).get(DIGEST_KEY)
+        value = (self.schema.metadata or {}).get(VOCABULARY_KEY)
         return value.decode() if value else None
 
     @cached_property
@@ -275,7 +275,7 @@ def cells_schema(vocabulary_digest: str, columns: Mapping[str, pa.DataType] | No
         pa.field("length", pa.int32()),
         *(pa.field(name, kind) for name, kind in (columns or {}).items()),
     ]
-    return pa.schema(fields, metadata={DIGEST_KEY: vocabulary_digest.encode()})
+    return pa.schema(fields, metadata={VOCABULARY_KEY: vocabulary_digest.encode()})
 
 
 def cells_encoding(schema: pa.Schema) -> dict[str, Any]:

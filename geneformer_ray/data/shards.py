@@ -13,19 +13,26 @@ from geneformer_ray.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["finished_items", "mark_finished", "write_shard"]
+__all__ = ["VOCABULARY_KEY", "finished_items", "mark_finished", "write_shard"]
 
+# Where a table's schema says which vocabulary its genes and tokens belong to.
+VOCABULARY_KEY = b"vocabulary_digest"
 PROGRESS = "_progress"
 
 
-def write_shard(output: str, table_name: str, number: int, table: pa.Table, **encoding: Any) -> None:
+def write_shard(
+    output: str, table_name: str, number: int, table: pa.Table, *, vocabulary: str | None = None, **encoding: Any
+) -> None:
     """Write one item's rows as ``OUTPUT/TABLE/part-NUMBER.parquet``; doing an item again replaces them.
 
     An empty table name stands for the output itself.
 
     The file is made in memory and written in one go, so that a killed worker hardly ever leaves half of one; a half one
-    is not vouched for, and is replaced when the run is resumed. `encoding` goes to :func:`pyarrow.parquet.write_table`.
+    is not vouched for, and is replaced when the run is resumed. `vocabulary` is the digest that the table carries;
+    `encoding` goes to :func:`pyarrow.parquet.write_table`.
     """
+    if vocabulary is not None:
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), VOCABULARY_KEY: vocabulary.encode()})
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", **encoding)
     name = f"part-{number:06d}.parquet"

@@ -73,7 +73,8 @@ class EmbedWorker:
             lists = {state: [count, total.tolist()] for state, (count, total) in sums.items()}
             return {"item": item["item"], "cells": len(rows), "sums": lists}
         lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-        write_shard(self.output, "embeddings", item["item"], pa.table({"cell_id": cells.cell_ids, "embedding": lists}))
+        table = pa.table({"cell_id": cells.cell_ids, "embedding": lists})
+        write_shard(self.output, "embeddings", item["item"], table, vocabulary=self.runner.vocabulary.digest)
         return mark_finished(self.output, item["item"], {"cells": len(rows)})
 
     def _genes(self, number: int, sequences: list[NDArray[np.int32]]) -> dict[str, Any]:
@@ -141,8 +142,16 @@ def states_of_output(output: str, cell_ids: NDArray[Any], states: NDArray[Any]) 
     return state_embeddings(parts())
 
 
-def merge_gene_sums(output: str, names: list[str]) -> int:
-    """Turn the shards' sums into ``OUTPUT/embeddings``: gene, cells, embedding; give the number of genes."""
+def merge_gene_sums(output: str, names: list[str], vocabulary: str) -> int:
+    """Turn the shards' sums into ``OUTPUT/embeddings``: gene, cells, embedding; give the number of genes.
+
+    Parameters
+    ----------
+    output
+        The run's output.
+    names, vocabulary
+        The vocabulary's names by token, and its digest.
+    """
     sums: NDArray[np.float64] | None = None
     cells = np.zeros(len(names), dtype=np.int64)
     for file in storage.list_files(storage.join(output, "gene_sums"), ".parquet"):
@@ -159,7 +168,7 @@ def merge_gene_sums(output: str, names: list[str]) -> int:
     means = (sums[there] / cells[there, None]).astype(np.float32)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(means.ravel()), means.shape[1])
     table = pa.table({"gene": [names[token] for token in there], "cells": cells[there], "embedding": lists})
-    write_shard(output, "embeddings", 0, table)
+    write_shard(output, "embeddings", 0, table, vocabulary=vocabulary)
     filesystem, inside = storage.locate(storage.join(output, "gene_sums"))
     filesystem.delete_dir(inside)
     return len(there)

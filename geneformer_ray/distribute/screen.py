@@ -153,11 +153,12 @@ class ScreenWorker:
             shift_cell(self.runner.encoder, ids, self.plan, self.reading, self.runner.vocabulary) for ids in sequences
         ]
         rows = cell_shift_rows(cells.cell_ids, shifts, list(self.reading.states), self.names)
-        write_shard(self.output, "cell_shifts", item["item"], rows)
+        digest = self.runner.vocabulary.digest
+        write_shard(self.output, "cell_shifts", item["item"], rows, vocabulary=digest)
         gene_rows = 0
         if self.reading.gene_shifts:
             table = gene_shift_rows(cells.cell_ids, shifts, self.names)
-            write_shard(self.output, "gene_shifts", item["item"], table)
+            write_shard(self.output, "gene_shifts", item["item"], table, vocabulary=digest)
             gene_rows = table.num_rows
         counts = {"events": sum(map(len, shifts)), "rows": rows.num_rows, "gene_rows": gene_rows, "cells": len(shifts)}
         return mark_finished(self.output, item["item"], counts)

@@ -181,6 +181,23 @@ def test_screen_rows(chain: Chain) -> None:
     assert table.num_rows == chain.summaries["screen"]["rows"] == 2 * chain.summaries["screen"]["events"]
 
 
+def test_every_table_carries_the_digest_of_its_vocabulary(chain: Chain, small_data: SmallData, tmp_path: Path) -> None:
+    digest = GeneVocabulary.load(chain.at("screen", "_vocabulary")).digest  # the model's, which may have added a <cls>
+    tables = {chain.at("cells"): GeneVocabulary.load(small_data.vocabulary).digest}
+    for name in (("screen", "cell_shifts"), ("embeddings", "embeddings"), ("statistics", "statistics")):
+        tables[chain.at(*name)] = digest
+    for table, expected in tables.items():
+        schemas = [pq.read_schema(file) for file in Path(table).glob("*.parquet")]
+        carried = {(schema.metadata or {}).get(b"vocabulary_digest") for schema in schemas}
+        assert carried == {expected.encode()}, table
+    shutil.copytree(chain.at("screen"), tmp_path / "screen")
+    GeneVocabulary.from_medians({"A": 1.0, "B": 2.0}, max_length=8).save(str(tmp_path / "screen" / "_vocabulary"))
+    with pytest.raises(VocabularyMismatch, match=f"--shifts.*{digest}"):
+        statistics.run(build(statistics.StatisticsConfig, {
+            "shifts": str(tmp_path / "screen"), "output": str(tmp_path / "statistics"),
+        }))  # fmt: skip
+
+
 def test_statistics_table(chain: Chain) -> None:
     table = pq.read_table(chain.summaries["statistics"]["tables"]["statistics"])
     assert {"gene", "symbol", "shift_to_beta", "p_beta", "fdr_beta", "effect", "ci_low", "ci_high", "cells",
