@@ -35,14 +35,21 @@ class Progress:
         What a unit is: "events".
     stream
         Where to; standard error by default.
+    brief
+        Say nothing at all of work that is over before the first line is due.
     """
 
-    def __init__(self, what: str, total: int, unit: str, stream: TextIO | None = None) -> None:
+    def __init__(self, what: str, total: int, unit: str, stream: TextIO | None = None, *, brief: bool = False) -> None:
         self.what, self.total, self.unit = what, total, unit
         self._stream = stream or sys.stderr
         self._done, self._said_done = 0, -1
         self._started = self._said = time.monotonic()
-        self._bar = tqdm(total=total, desc=what, unit=f" {unit}", file=self._stream) if self._stream.isatty() else None
+        self._brief = brief
+        self._bar = (
+            tqdm(total=total, desc=what, unit=f" {unit}", file=self._stream, leave=not brief)
+            if self._stream.isatty()
+            else None
+        )
 
     def __enter__(self) -> Progress:
         return self
@@ -52,7 +59,8 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None and self._done != self._said_done:  # an error ends in its own line alone
+        # An error ends in its own line alone.
+        elif kind is None and self._done != self._said_done and not (self._brief and self._said_done < 0):
             self._line()
 
     def advance(self, units: int, note: str = "") -> None:

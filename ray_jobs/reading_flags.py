@@ -17,7 +17,9 @@ class ReadingConfig(JobConfig):
 
     counts: str = Field("X", description="where the raw counts lie: X, raw.X or layers/NAME")
     gene_column: str | None = Field(
-        None, description="var column of gene names (default: ensembl_id, gene_ids, the index)"
+        None,
+        description="var column of gene names, or index (default: ensembl_id, gene_ids, the index; loom also "
+        "Accession, Gene; 10x: gene_ids, or gene_symbols)",
     )
     allow_non_integer: bool = Field(
         False, description="accept counts that are not whole numbers: Smart-seq, corrected for ambient RNA"

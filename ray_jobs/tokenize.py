@@ -8,15 +8,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from geneformer_ray.data import storage
-from geneformer_ray.data.encoding_report import EncodingReport, GeneReport, length_histogram
-from geneformer_ray.data.rank_value import RankValueEncoder
-from geneformer_ray.data.shards import finished_items
+from geneformer_ray.data.counts import CELLS_PER_BLOCK
+from geneformer_ray.data.encoding_report import EncodingReport, length_histogram
 from geneformer_ray.data.vocabulary import GeneVocabulary
-from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.count_inputs import CountInputs, find_inputs
-from geneformer_ray.distribute.fan_out import Pool, fan_out
-from geneformer_ray.distribute.tokenize import REJECTS, TokenizeWorker, save_as_dataset
-from geneformer_ray.progress import Progress, say
+from geneformer_ray.distribute.tokenize import REJECTS, encode, gene_reports, save_as_dataset
+from geneformer_ray.errors import InputError
+from geneformer_ray.progress import say
 from ray_jobs.command_line import main, place
 from ray_jobs.reading_flags import INPUT, ReadingConfig
 
@@ -29,7 +27,9 @@ class TokenizeConfig(ReadingConfig):
     output: str = Field(description="directory for the tables")
     obs_columns: tuple[str, ...] = Field((), description="obs columns to carry along, comma-separated")
     max_length: int | None = Field(None, gt=2, description="tokens a cell at most (default: the vocabulary's)")
-    cell_id_prefix: tuple[str, ...] = Field((), description="one prefix a file for its cell ids, comma-separated")
+    cell_id_prefix: tuple[str, ...] = Field(
+        (), description="one prefix a file for its cell ids, comma-separated", json_schema_extra={"keeps_empty": True}
+    )
     format: Literal["parquet", "datasets"] = Field(
         "parquet", description="datasets: also a Hugging Face dataset in OUTPUT/_dataset, for upstream's own tools"
     )
@@ -38,15 +38,11 @@ class TokenizeConfig(ReadingConfig):
 def run(config: TokenizeConfig) -> dict[str, Any]:
     """Encode every cell of every file."""
     output = place(config.output, "--output")
-    vocabulary = GeneVocabulary.load(config.vocabulary)
-    if config.max_length is not None:
-        vocabulary = replace(vocabulary, max_length=config.max_length)
+    vocabulary = _vocabulary(config)
     paths = find_inputs([place(path, "--input") for path in config.input])
     inputs = CountInputs(paths, config.reading, prefixes=config.cell_id_prefix, obs_columns=config.obs_columns)
-    genes = [
-        GeneReport(files, names, RankValueEncoder(vocabulary, names)) for names, files in inputs.gene_lists.values()
-    ]
-    for line in (line for report in genes for line in report.lines()):
+    report = EncodingReport(gene_reports(inputs, vocabulary), vocabulary.max_length)
+    for line in report.lines():
         say(line)
     plan = {
         "job": "tokenize",
@@ -54,6 +50,8 @@ def run(config: TokenizeConfig) -> dict[str, Any]:
         "contents": inputs.stamps(),
         "vocabulary": vocabulary.digest,
         "encoding": vocabulary.encoding_digest,
+        "max_length": vocabulary.max_length,
+        "cells_per_shard": CELLS_PER_BLOCK,
         "obs_columns": list(config.obs_columns),
         "format": config.format,
         "prefixes": list(config.cell_id_prefix),
@@ -61,44 +59,45 @@ def run(config: TokenizeConfig) -> dict[str, Any]:
     }
     storage.claim_output(output, plan, overwrite=config.overwrite, resume=True, inputs=[*paths, config.vocabulary])
     vocabulary.save(storage.join(output, "_vocabulary"))
-    report = EncodingReport(genes, vocabulary.max_length)
-    with connected():
-        inputs.sort(output)
-        _encode(inputs, output, report)
-    inputs.discard_sorted(output)
+    try:
+        encode(inputs, output, report)
+    except InputError as error:
+        takes = f"{error.takes} (then with --overwrite: {output} has been begun)"
+        raise InputError(error.field, error.got, takes) from error
+    for line in report.left_out():
+        say(line)
     shards = storage.list_files(output, ".parquet")
     summary = report.as_dict(length_histogram(shards, vocabulary.max_length))
     report.write_genes(storage.join(output, "_genes.csv"))
     storage.write_json(storage.join(output, "_report.json"), summary)
+    tables = {"cells": output}
+    if summary["rejected"]:
+        tables["rejects"] = storage.join(output, REJECTS)
     if config.format == "datasets":
-        save_as_dataset(output)
+        tables["dataset"] = save_as_dataset(output)
     summary |= {
-        "genes": {name: sum(one[name] for one in summary["genes"]) for name in ("genes", "matched", "unmatched")},
+        "genes": report.distinct_genes(),
+        "warnings": sorted({warning for one in summary["genes"] for warning in one["warnings"]}),
         "vocabulary": vocabulary.digest,
         "output": output,
-        "tables": {"cells": output, "rejects": storage.join(output, REJECTS)},
+        "tables": tables,
         "report": storage.join(output, "_report.json"),
     }
     storage.finish_output(output, plan, summary)
+    inputs.discard_sorted(output)
     return summary
 
 
-def _encode(inputs: CountInputs, output: str, report: EncodingReport) -> None:
-    done = finished_items(output)
-    todo = [asdict(stretch) for stretch in inputs.stretches(output) if stretch.item not in done]
-    options = {
-        "vocabulary": storage.join(output, "_vocabulary"),
-        "reading": inputs.reading,
-        "column_types": inputs.column_types,
-        "output": output,
-    }
-    with Progress("tokenize", len(inputs), "cells") as progress:
-        for counts in done.values():
-            report.count(counts)
-        progress.advance(report.totals["cells_in"])
-        for counts in fan_out(TokenizeWorker, options, todo, Pool.of_cluster(model=False)):
-            report.count(counts)
-            progress.advance(counts["cells_in"])
+def _vocabulary(config: TokenizeConfig) -> GeneVocabulary:
+    vocabulary = GeneVocabulary.load(config.vocabulary)
+    if not vocabulary.medians:
+        raise InputError("--vocabulary", f"{config.vocabulary} without medians", "one with medians, to encode by")
+    if config.max_length is None:
+        return vocabulary
+    if config.max_length > vocabulary.max_length:
+        beyond = f"beyond the vocabulary's {vocabulary.max_length:,}"
+        say(f"--max-length {config.max_length:,} is {beyond}: a model may not take such cells")
+    return replace(vocabulary, max_length=config.max_length)
 
 
 if __name__ == "__main__":

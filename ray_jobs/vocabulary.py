@@ -50,14 +50,13 @@ def run(config: VocabularyConfig) -> dict[str, Any]:
     plan: dict[str, Any] = {
         "job": "vocabulary",
         "vocabulary": old.encoding_digest if old else None,
-        "special_tokens": sorted(set(config.special_tokens)),
-        "max_length": config.max_length,
-        "min_cells": config.min_cells,
     }
     if config.input:
         files = find_inputs([place(path, "--input") for path in config.input])
         corpus = Corpus(CountInputs(files, config.reading, unique_ids=False), old, chosen)
         plan |= corpus.plan()
+        for line in corpus.lines():
+            say(line)
     reads = [
         *(corpus.inputs.paths if corpus else []),
         chosen,
@@ -76,6 +75,8 @@ def run(config: VocabularyConfig) -> dict[str, Any]:
     if without:
         say(f"{len(without):,} genes of the vocabulary have no median, such as {', '.join(without[:3])}")
     summary = {"genes": len(vocabulary.genes), "genes_without_median": len(without), **summary}
+    # These shape the vocabulary and not the sketches: a run that was broken off may go on with others.
+    summary |= {"min_cells": config.min_cells, "special_tokens": sorted(set(config.special_tokens))}
     summary |= {"max_length": vocabulary.max_length, "digest": vocabulary.digest, "output": output}
     storage.finish_output(output, plan, summary)
     if corpus:

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from geneformer_ray.data import sorted_counts
-from geneformer_ray.data.count_values import row_sums, what_is_wrong
+from geneformer_ray.data.count_values import FRACTIONS, first_wrong, impossible_totals, row_sums, truths_in_text
 from geneformer_ray.data.formats.array_files import UNREADABLE, is_zarr, reading
-from geneformer_ray.data.formats.count_formats import COUNT_SUFFIXES, count_files_in, reader_of
+from geneformer_ray.data.formats.count_formats import COUNT_SUFFIXES, count_files_in, passed_over, reader_of
 from geneformer_ray.data.formats.matrix_directories import is_matrix_directory
 from geneformer_ray.data.formats.obs_columns import UnsupportedColumnError
 from geneformer_ray.data.formats.stored_matrix import sample_starts
@@ -39,10 +39,12 @@ __all__ = [
     "count_files_in",
     "is_matrix_directory",
     "is_zarr",
+    "passed_over",
 ]
 
 CELLS_PER_BLOCK = 2_000
 CELLS_SAMPLED = 50  # at each of eight places
+TEXTS_NAMED = 5  # of those in a column that mean nothing
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,10 @@ class CountBlock:
     counts
         Cells x genes, values as stored.
     totals
-        Each cell's counts over all genes of the experiment: ``n_counts`` where the file has it.
+        Each cell's counts over all genes of the experiment: ``n_counts`` where the file has it. Cells that did not pass
+        have the sum of their stored counts where ``n_counts`` cannot be right.
     passed
-        Whether ``filter_pass`` is 1; all True where the file has no such column.
+        Whether ``filter_pass`` is 1 or true; all True where the file has no such column.
     obs
         The chosen columns, of the types that :meth:`CountFile.column_types` gives.
     """
@@ -80,12 +83,20 @@ class CountFile:
     counts
         Where the counts lie: ``X``, ``raw.X`` or ``layers/NAME``.
     gene_column
-        The column with gene names. AnnData: by default ``ensembl_id``, ``gene_ids``, else the index. 10x: ``gene_ids``
-        (default) or ``gene_symbols``. Loom: by default ``ensembl_id``, ``gene_ids``, ``Accession``, ``Gene``.
+        The column with gene names. AnnData: by default ``ensembl_id``, ``gene_ids``, else the index, which ``index``
+        asks for. 10x: ``gene_ids`` (default) or ``gene_symbols``. Loom: by default ``ensembl_id``, ``gene_ids``,
+        ``Accession``, ``Gene``.
     allow_non_integer
         Accept counts that are not whole numbers.
     sorted_in
         The directory that :meth:`write_sorted` filled, for a file that needs sorting.
+
+    Attributes
+    ----------
+    genes
+        The names of the matrix's columns.
+    features_left_out
+        Name and type of each feature of a 10x file that is no gene (antibody tags, guides, peaks); empty elsewhere.
     """
 
     def __init__(
@@ -103,7 +114,7 @@ class CountFile:
         with self._reading():
             self._source: CountSource = reader(path, counts, gene_column)
         self.genes, self.obs_names = self._source.genes, self._source.obs_names
-        self.needs_sorting = self._source.needs_sorting
+        self.needs_sorting, self.features_left_out = self._source.needs_sorting, self._source.features_left_out
         if not len(self) or not self.genes:
             self.close()
             got = f"{path} with {len(self)} cells and {len(self.genes)} genes"
@@ -139,6 +150,11 @@ class CountFile:
         self.check_columns(columns)
         return {name: self._column(name).type for name in columns}
 
+    def gene_columns(self) -> dict[str, list[str]]:
+        """Give the first 200 names of every column that could name the genes, by what ``gene_column`` calls it."""
+        with self._reading():
+            return self._source.gene_columns()
+
     def cell_ids(self, start: int, stop: int) -> list[str]:
         """Read the ids of the cells start .. stop-1."""
         self._check_range(start, stop)
@@ -151,19 +167,21 @@ class CountFile:
         Raises
         ------
         InputError
-            If they are not raw counts (negative, not finite, or not whole), or cannot be read.
+            If they are not raw counts (negative, not finite, or not whole), a cell that passed has an impossible
+            ``n_counts``, or they cannot be read.
         RuntimeError
             If the file needs sorting, and was opened without ``sorted_in``.
         """
         self._check_range(start, stop)
         self.check_columns(obs_columns)
         matrix = self._rows(start, stop)
-        self._check_values(matrix.data)
+        self._check_values(matrix.data, matrix, start)
+        passed = self._passed(start, stop)
         return CountBlock(
             self.cell_ids(start, stop),
             matrix,
-            self._totals(matrix, start, stop),
-            self._passed(start, stop),
+            self._totals(matrix, passed, start, stop),
+            passed,
             {name: self._values(name, start, stop) for name in obs_columns},
         )
 
@@ -225,7 +243,8 @@ class CountFile:
         """Read a column of numbers that means something to the encoding; missing ones are NaN."""
         kind = self._column(name, "--input").type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-            raise InputError("--input", f"{self.path} with an obs column {name} of {kind}", "numbers in it")
+            got = f"{self.path} with an obs column {name} " + ("without values" if kind == pa.null() else f"of {kind}")
+            raise InputError("--input", got, "numbers in it, or no obs column of that name")
         values = self._values(name, start, stop).cast(pa.float64() if not pa.types.is_boolean(kind) else pa.int8())
         return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
 
@@ -237,38 +256,69 @@ class CountFile:
         with self._reading():
             return self._source.rows(start, stop)
 
-    def _totals(self, matrix: sparse.csr_array, start: int, stop: int) -> NDArray[np.float64]:
+    def _totals(
+        self, matrix: sparse.csr_array, passed: NDArray[np.bool_], start: int, stop: int
+    ) -> NDArray[np.float64]:
+        sums = row_sums(matrix)
         if "n_counts" not in self.obs_names:
-            return row_sums(matrix)
+            return sums
         totals = self._numbers("n_counts", start, stop)
-        good = np.isfinite(totals) & (totals > 0)
-        if not good.all() and not (good | (np.isfinite(totals) & (row_sums(matrix) == 0))).all():
-            got = f"an n_counts of {self.path} that is not finite, or not above 0"
-            raise InputError("--input", got, "each cell's total of counts, or no obs column of that name")
-        return totals
+        impossible = impossible_totals(totals, sums, fractions_allowed=self.allow_non_integer)
+        refused = np.flatnonzero(impossible & passed)
+        if len(refused):
+            first = int(refused[0])
+            got = (
+                f"{self.path} with the n_counts {totals[first]:.10g} for the cell {self._cell_id(start + first)}, "
+                f"whose stored counts add up to {sums[first]:.10g} ({len(refused)} such of the {stop - start} cells "
+                f"from {start} on)"
+            )
+            takes = (
+                "each cell's total of counts over all genes, which is never below the sum over the stored ones: "
+                "correct the obs column n_counts, or drop or rename it"
+            )
+            raise InputError("--input", got, takes)
+        # What is left of them did not pass and is never encoded, but goes through the same arithmetic.
+        return np.where(impossible, sums, totals)
 
     def _passed(self, start: int, stop: int) -> NDArray[np.bool_]:
         if "filter_pass" not in self.obs_names:
             return np.ones(stop - start, dtype=bool)
-        return np.asarray(self._numbers("filter_pass", start, stop) == 1)
+        if self._column("filter_pass", "--input").type != pa.string():
+            return np.asarray(self._numbers("filter_pass", start, stop) == 1)
+        passed, others = truths_in_text(self._values("filter_pass", start, stop))
+        if others:
+            named = ", ".join(map(repr, others[:TEXTS_NAMED])) + (", ..." if len(others) > TEXTS_NAMED else "")
+            got = f"{self.path} with an obs column filter_pass that holds {named}"
+            raise InputError("--input", got, "1/0 or true/false in it, or no obs column of that name")
+        return passed
 
-    def _check_values(self, values: NDArray[Any]) -> None:
-        wrong = what_is_wrong(values, fractions_allowed=self.allow_non_integer)
-        if wrong:
-            with self._reading():
-                others = [place for place in self._source.places() if place != self.counts]
-            good = [place for place in others if self._looks_like_counts(place)]
-            takes = "raw counts: X, raw.X or layers/NAME, or --allow-non-integer for corrected counts"
-            if good:
-                looks = "looks" if len(good) == 1 else "look"
-                takes = f"raw counts: {' and '.join(good)} {looks} like counts: --counts {good[0]}"
-            elif others:
-                takes += f" ({', '.join(others)} of this file: no counts either)"
-            raise InputError("--counts", f"{self.counts} of {self.path}, which holds {wrong}", takes)
+    def _check_values(self, values: NDArray[Any], matrix: sparse.csr_array | None = None, start: int = 0) -> None:
+        wrong = first_wrong(values, fractions_allowed=self.allow_non_integer)
+        if wrong is None:
+            return
+        example = f"{values[wrong.at]:.6g}"
+        if matrix is not None:
+            row = int(np.searchsorted(matrix.indptr, wrong.at, side="right")) - 1
+            example += f" in cell {self._cell_id(start + row)}, gene {self.genes[matrix.indices[wrong.at]]}"
+        with self._reading():
+            others = [place for place in self._source.places() if place != self.counts]
+        good = [place for place in others if self._looks_like_counts(place)]
+        if good:
+            looks = "looks" if len(good) == 1 else "look"
+            takes = f"raw counts: {' and '.join(good)} {looks} like counts: --counts {good[0]}"
+        else:
+            # The flag lets fractions pass and nothing else, so it is no answer to the rest.
+            flag = ", or --allow-non-integer for corrected counts" if wrong.what == FRACTIONS else ""
+            rest = f"{', '.join(others)} of this file: no counts either" if others else "this file has no other matrix"
+            takes = f"raw counts, whole numbers from 0 up{flag} ({rest})"
+        raise InputError("--counts", f"{self.counts} of {self.path}, which holds {wrong.what} ({example})", takes)
+
+    def _cell_id(self, cell: int) -> str:
+        return self.cell_ids(cell, cell + 1)[0]
 
     def _looks_like_counts(self, place: str) -> bool:
         with suppress(*UNREADABLE):
             values = self._source.sample(place)
             # Above 1 somewhere, so that a layer of marks is not taken for one of counts.
-            return not what_is_wrong(values) and bool(values.max(initial=0) > 1)
+            return first_wrong(values) is None and bool(values.max(initial=0) > 1)
         return False

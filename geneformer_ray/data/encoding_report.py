@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["EncodingReport", "GeneReport", "length_histogram"]
 
 EXAMPLES = 5
+LISTS_SAID = 10
+OTHER_SPECIES = "most symbols match only when their case is ignored: are these cells of another species?"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -38,11 +40,14 @@ class GeneReport:
         The names, as the files have them.
     encoder
         The encoder made for them.
+    other_features
+        Names and types of features that are no genes (antibodies, peaks, guides): not read at all.
     """
 
     files: Sequence[str]
     names: Sequence[str]
     encoder: RankValueEncoder
+    other_features: Sequence[tuple[str, str]] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Give numbers and examples, in plain values."""
@@ -62,26 +67,35 @@ class GeneReport:
             "unmatched_examples": {kind: names[:EXAMPLES] for kind, names in left_out.items()},
             "genes_of_several_columns": len(self.encoder.duplicates),
             "genes_of_several_columns_examples": self.encoder.duplicates[:EXAMPLES],
+            "other_features": dict(Counter(kind for _, kind in self.other_features)),
+            "warnings": [OTHER_SPECIES] if how["symbol in other case"] > self.encoder.matched / 2 else [],
         }
 
     def lines(self) -> Iterator[str]:
         """Say it to a person."""
         found = self.as_dict()
-        more = f" and {len(self.files) - 1:,} more files" if len(self.files) > 1 else ""
+        others = len(self.files) - 1
+        more = f" and {others:,} more file{'s' if others > 1 else ''}" if others else ""
         by = ", ".join(f"{number:,} by {kind}" for kind, number in found["matched_by"].items())
         yield f"{self.files[0]}{more}: {found['matched']:,} of {found['genes']:,} genes matched ({by})"
         for kind, names in found["unmatched_examples"].items():
-            yield f"  {found['unmatched_because'][kind]:,} not encoded, {kind}: {', '.join(names)}, ..."
+            number = found["unmatched_because"][kind]
+            yield f"  {number:,} not encoded, {kind}: {_examples(names, number)}"
         if self.encoder.duplicates:
-            examples = ", ".join(self.encoder.duplicates[:EXAMPLES])
-            yield f"  {len(self.encoder.duplicates):,} genes have several columns, which are summed: {examples}, ..."
-        if found["matched_by"].get("symbol in other case", 0) > found["matched"] / 2:
-            yield "  most symbols match only when their case is ignored: are these cells of another species?"
+            twice = self.encoder.duplicates
+            yield f"  {len(twice):,} genes have several columns, which are summed: {_examples(twice, len(twice))}"
+        for kind, number in found["other_features"].items():
+            names = [name for name, its in self.other_features if its == kind]
+            yield f"  {number:,} features are no genes but {kind}, and are not read: {_examples(names, number)}"
+        for warning in found["warnings"]:
+            yield f"  {warning}"
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
         """Give every name: the first file, the name, the gene it stands for, and why."""
         for name, (kind, key) in zip(self.names, self._understood(), strict=True):
             yield self.files[0], name, key or "", kind
+        for name, kind in self.other_features:
+            yield self.files[0], name, "", kind
 
     def _understood(self) -> Iterator[tuple[str, str | None]]:
         medians = self.encoder.vocabulary.medians
@@ -110,6 +124,26 @@ class EncodingReport:
         """Add what one block came to."""
         self.totals.update({name: counts[name] for name in ("cells_in", "cells", "truncated", "tokens")})
         self.rejected.update(counts["rejected"])
+
+    def lines(self) -> Iterator[str]:
+        """Say to a person what the genes of the first files were taken for."""
+        for report in self.genes[:LISTS_SAID]:
+            yield from report.lines()
+        if len(self.genes) > LISTS_SAID:
+            yield f"{len(self.genes) - LISTS_SAID:,} more lists of genes: see _report.json"
+
+    def left_out(self) -> Iterator[str]:
+        """Say to a person which cells were left out, and why."""
+        for reason, cells in self.rejected.items():
+            yield f"{cells:,} of {self.totals['cells_in']:,} cells left out: {reason}"
+
+    def distinct_genes(self) -> dict[str, int]:
+        """Count genes over all lists: names as the files have them, and what was matched, each once."""
+        names = {name for report in self.genes for name in report.names}
+        known = {name for report in self.genes for name in report.names} - {
+            name for report in self.genes for name in report.encoder.unmatched
+        }
+        return {"names": len(names), "matched": len(known), "unmatched": len(names) - len(known)}
 
     def as_dict(self, lengths: NDArray[np.int64]) -> dict[str, Any]:
         """Give the report in plain values.
@@ -144,6 +178,11 @@ class EncodingReport:
         for report in self.genes:
             writer.writerows(report.rows())
         storage.write_bytes(path, text.getvalue().encode())
+
+
+def _examples(names: Sequence[str], number: int) -> str:
+    shown = [name or "''" for name in names[:EXAMPLES]]
+    return ", ".join(shown) + (", ..." if number > len(shown) else "")
 
 
 def quantile(histogram: NDArray[np.int64], share: float) -> int:

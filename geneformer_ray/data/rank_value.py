@@ -131,7 +131,8 @@ class RankValueEncoder:
         """
         matrix = sparse.csr_array(counts)
         if not matrix.has_canonical_format:
-            matrix = matrix.copy()  # one entry stored in pieces is one count
+            # One entry stored in pieces is one count; summed in float64, for small integers would overflow.
+            matrix = sparse.csr_array(matrix, dtype=np.float64, copy=True)
             matrix.sum_duplicates()
         per_cell = np.asarray(totals, dtype=np.float64)
         # A few cells at a time, so that what is computed on the way stays in the processor's cache.

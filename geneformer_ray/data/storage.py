@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs
 
+from geneformer_ray.data.digests import digest_of
 from geneformer_ray.errors import InputError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -67,10 +68,26 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def stamp(path: str) -> str:
-    """Give a file's size and time of change: enough to tell that it is not the file of an earlier run."""
+    """Give a file's size and time of change: enough to tell that it is not the file of an earlier run.
+
+    A directory is stamped by all files below it: its own times do not tell that one of them has changed.
+    """
+    info = _info(path)
+    if info.type != fs.FileType.Directory:
+        return f"{info.size} bytes, {info.mtime_ns}"
     filesystem, inside = locate(path)
-    info = filesystem.get_file_info(inside)
-    return f"{info.size} bytes, {info.mtime_ns}"
+    below = filesystem.get_file_info(fs.FileSelector(inside, recursive=True))
+    files = sorted((item.path, item.size, item.mtime_ns) for item in below if item.is_file)
+    return f"{len(files)} files, {digest_of([list(file) for file in files])}"
+
+
+def _info(path: str) -> Any:
+    """Ask a filesystem what lies at a path; one clear error where it cannot be asked."""
+    filesystem, inside = locate(path)
+    try:
+        return filesystem.get_file_info(inside)
+    except OSError as error:
+        raise InputError("path", path, f"a place that can be reached ({' '.join(str(error).split())})") from error
 
 
 def join(path: str, *parts: str) -> str:
@@ -80,14 +97,12 @@ def join(path: str, *parts: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether anything lies at `path`."""
-    filesystem, inside = locate(path)
-    return bool(filesystem.get_file_info(inside).type != fs.FileType.NotFound)
+    return bool(_info(path).type != fs.FileType.NotFound)
 
 
 def is_directory(path: str) -> bool:
     """Whether `path` is a directory."""
-    filesystem, inside = locate(path)
-    return bool(filesystem.get_file_info(inside).type == fs.FileType.Directory)
+    return bool(_info(path).type == fs.FileType.Directory)
 
 
 def list_files(path: str, suffix: str = "") -> list[str]:
@@ -182,7 +197,7 @@ def claim_output(
         If something else lies there: rows of two plans are never mixed.
     """
     for source in filter(None, inputs):
-        here, there = path.rstrip("/") + "/", source.rstrip("/") + "/"
+        here, there = _real(path), _real(source)
         if here.startswith(there) or there.startswith(here):
             raise InputError("--output", f"{path}, beside {source}, which the job reads", "a directory of its own")
     filesystem, inside = locate(path)
@@ -199,9 +214,20 @@ def claim_output(
         elif content:
             _refuse_unless_same(path, plan, resume=resume)
             return True
-    filesystem.create_dir(inside, recursive=True)
-    write_json(join(path, MANIFEST), {"finished": False, "plan": plan})
+    try:
+        filesystem.create_dir(inside, recursive=True)
+        write_json(join(path, MANIFEST), {"finished": False, "plan": plan})
+    except OSError as error:
+        raise InputError("--output", path, f"a place that can be written ({' '.join(str(error).split())})") from error
     return False
+
+
+def _real(path: str) -> str:
+    """Give the one name of a place, whatever links and forms of paths lead to it."""
+    filesystem, inside = locate(path)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return os.path.realpath(inside).rstrip("/") + "/"
+    return f"{filesystem.type_name}://{inside.rstrip('/')}/"
 
 
 def _refuse_unless_same(path: str, plan: dict[str, Any], *, resume: bool) -> None:

@@ -9,12 +9,19 @@ import pyarrow as pa
 
 from geneformer_ray.data import storage
 from geneformer_ray.data.cell_ids import repeated_ids
-from geneformer_ray.data.counts import CELLS_PER_BLOCK, CountFile, count_files_in, is_matrix_directory, is_zarr
+from geneformer_ray.data.counts import (
+    CELLS_PER_BLOCK,
+    CountFile,
+    count_files_in,
+    is_matrix_directory,
+    is_zarr,
+    passed_over,
+)
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.data.shards import finished_items, mark_finished
 from geneformer_ray.distribute.fan_out import Pool, fan_out
 from geneformer_ray.errors import InputError
-from geneformer_ray.progress import Progress
+from geneformer_ray.progress import Progress, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["CountInputs", "CountReading", "Stretch", "find_inputs"]
 
 SORTED = "_sorted"
+OTHERS_SAID = 5
 TOKENISED_COLUMNS = ("cell_id", "input_ids", "length")
 
 
@@ -63,7 +71,11 @@ def find_inputs(inputs: Sequence[str]) -> list[str]:
         if storage.is_directory(path) and not (is_zarr(path) or is_matrix_directory(path)):
             inside = count_files_in(path)
             if not inside:
-                raise InputError("--input", f"{path} without count matrices", "a directory that holds some")
+                takes = "a directory that holds some itself: those below it are not searched"
+                raise InputError("--input", f"{path} without count matrices", takes)
+            if others := passed_over(path):
+                more = ", ..." if len(others) > OTHERS_SAID else ""
+                say(f"{path}: {len(inside):,} count files; passed over: {', '.join(others[:OTHERS_SAID])}{more}")
             found += inside
         else:
             found.append(path)
@@ -105,20 +117,23 @@ class CountInputs:
         unique_ids: bool = True,
     ) -> None:
         if prefixes and len(prefixes) != len(paths):
-            raise InputError("--cell-id-prefix", f"{len(prefixes)} prefixes", f"{len(paths)}, one a file")
+            raise InputError("--cell-id-prefix", f"{len(prefixes)} of them", f"{len(paths)}, one a file")
         self.paths, self.reading = list(paths), reading
         self.prefixes = list(prefixes) or [""] * len(paths)
         self.cells: dict[str, int] = {}
         self.gene_lists: dict[str, tuple[list[str], list[str]]] = {}
+        self.features_left_out: dict[str, list[tuple[str, str]]] = {}
         self._to_sort: list[str] = []
         types: dict[str, tuple[pa.DataType, str]] = {}
-        with Progress("check", len(paths), "files") as progress:
+        with Progress("check", len(paths), "files", brief=True) as progress:
             for path in paths:
                 with reading.open(path) as file:
                     file.check_columns(obs_columns)
                     file.check_sample()
                     self.cells[path] = len(file)
                     self.gene_lists.setdefault(digest_of(file.genes), (file.genes, []))[1].append(path)
+                    if file.features_left_out:
+                        self.features_left_out[path] = file.features_left_out
                     if file.needs_sorting:
                         self._to_sort.append(path)
                     for name, kind in file.column_types(obs_columns).items():
@@ -164,7 +179,7 @@ class CountInputs:
                 progress.advance(1)
 
     def discard_sorted(self, output: str) -> None:
-        """Delete what :meth:`sort` wrote."""
+        """Delete what :meth:`sort` wrote; not before the output is finished, for a rerun would sort again."""
         if self._to_sort:
             storage.remove(storage.join(output, SORTED))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,15 @@ import pyarrow as pa
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import cells_encoding, cells_schema
 from geneformer_ray.data.digests import digest_of
+from geneformer_ray.data.encoding_report import GeneReport
 from geneformer_ray.data.rank_value import RankValueEncoder
-from geneformer_ray.data.shards import mark_finished, write_shard
+from geneformer_ray.data.shards import finished_items, mark_finished, write_shard
 from geneformer_ray.data.vocabulary import GeneVocabulary
+from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.count_inputs import CountReading, Stretch
+from geneformer_ray.distribute.fan_out import Pool, fan_out
+from geneformer_ray.errors import InputError
+from geneformer_ray.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,9 +29,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geneformer_ray.data.counts import CountBlock, CountFile
+    from geneformer_ray.data.encoding_report import EncodingReport
     from geneformer_ray.data.rank_value import EncodedCells
+    from geneformer_ray.distribute.count_inputs import CountInputs
 
-__all__ = ["NOT_PASSED", "NO_COUNTS", "NO_KNOWN_GENE", "REJECTS", "TokenizeWorker", "save_as_dataset"]
+__all__ = ["REJECTS", "TokenizeWorker", "encode", "gene_reports", "save_as_dataset"]
 
 REJECTS = "_rejects"
 NOT_PASSED = "filter_pass is not 1"
@@ -79,7 +87,7 @@ class TokenizeWorker:
         reasons = _reasons(block, encoded)
         kept = reasons == ""
         ids = pa.array([stretch.prefix + cell_id for cell_id in block.cell_ids], pa.string())
-        table = self._table(ids, block, encoded)
+        table = self._table(ids, block, encoded, stretch.path)
         if not kept.all():
             table = table.filter(pa.array(kept))
         write_shard(self.output, "", stretch.item, table, **cells_encoding(self.schema))
@@ -96,10 +104,17 @@ class TokenizeWorker:
         }
         return mark_finished(self.output, stretch.item, counts)
 
-    def _table(self, ids: pa.Array, block: CountBlock, encoded: EncodedCells) -> pa.Table:
+    def _table(self, ids: pa.Array, block: CountBlock, encoded: EncodedCells, path: str) -> pa.Table:
         lists = pa.ListArray.from_arrays(pa.array(encoded.offsets.astype(np.int32)), pa.array(encoded.ids))
         lengths = pa.array(encoded.lengths.astype(np.int32))
-        columns = [block.obs[name].cast(self.schema.field(name).type) for name in self.columns]
+        columns = []
+        for name in self.columns:
+            kind = self.schema.field(name).type
+            try:
+                columns.append(block.obs[name].cast(kind))
+            except pa.ArrowInvalid as error:
+                got = f"{name} of {path}, {block.obs[name].type} values that are no {kind} of the other files ({error})"
+                raise InputError("--obs-columns", got, "a column of one kind in all files") from error
         return pa.table([ids, lists, lengths, *columns], schema=self.schema)
 
 
@@ -107,9 +122,59 @@ def _reasons(block: CountBlock, encoded: EncodedCells) -> NDArray[np.object_]:
     """Say why each cell is left out; nothing where it is not."""
     reasons = np.full(len(block.cell_ids), "", dtype=object)
     reasons[encoded.genes_before_cut == 0] = NO_KNOWN_GENE
-    reasons[(encoded.genes_before_cut == 0) & (block.totals == 0)] = NO_COUNTS
+    without = np.flatnonzero(encoded.genes_before_cut == 0)
+    counted = np.asarray(block.counts[without].sum(axis=1)).ravel()
+    reasons[without[counted == 0]] = NO_COUNTS
     reasons[~block.passed] = NOT_PASSED
     return reasons
+
+
+def gene_reports(inputs: CountInputs, vocabulary: GeneVocabulary) -> list[GeneReport]:
+    """Match every distinct list of genes with a vocabulary.
+
+    Raises
+    ------
+    InputError
+        If the vocabulary knows no gene of a file; with the column whose names it does know, where there is one.
+    """
+    reports = []
+    for names, files in inputs.gene_lists.values():
+        try:
+            others = inputs.features_left_out.get(files[0], [])
+            reports.append(GeneReport(files, names, RankValueEncoder(vocabulary, names), others))
+        except InputError as error:
+            with inputs.reading.open(files[0]) as file:
+                columns = file.gene_columns()
+            known = {column: vocabulary.match(some).matched for column, some in columns.items()}
+            best = max(known, key=known.__getitem__, default="")
+            takes = error.takes
+            if known.get(best):
+                takes = f"{best}, where {known[best]} of {len(columns[best])} names are known: --gene-column {best}"
+            raise InputError(error.field, f"{error.got} in {files[0]}", takes) from error
+    return reports
+
+
+def encode(inputs: CountInputs, output: str, report: EncodingReport) -> None:
+    """Encode all that no earlier run did, and count what became of all cells in `report`."""
+    done = finished_items(output)
+    todo = [asdict(stretch) for stretch in inputs.stretches(output) if stretch.item not in done]
+    options = {
+        "vocabulary": storage.join(output, "_vocabulary"),
+        "reading": inputs.reading,
+        "column_types": inputs.column_types,
+        "output": output,
+    }
+    for counts in done.values():
+        report.count(counts)
+    if not todo:
+        return
+    with connected():
+        inputs.sort(output)
+        with Progress("tokenize", len(inputs), "cells") as progress:
+            progress.advance(report.totals["cells_in"])
+            for counts in fan_out(TokenizeWorker, options, todo, Pool.of_cluster(model=False)):
+                report.count(counts)
+                progress.advance(counts["cells_in"])
 
 
 def save_as_dataset(output: str) -> str:

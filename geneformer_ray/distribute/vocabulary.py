@@ -21,7 +21,7 @@ from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -68,6 +68,10 @@ class Corpus:
         self.unknown: list[str] = []
         if vocabulary is not None:
             self.genes = list(vocabulary.genes)
+            for names, files in inputs.gene_lists.values():
+                if not vocabulary.match(names).matched:
+                    got = f"no gene of the vocabulary (found {', '.join(names[:3])}, ...) in {files[0]}"
+                    raise InputError("--gene-column", got, "names that the vocabulary knows")
             return
         keys = {key for names, _ in inputs.gene_lists.values() for key in _keys(names, None)}
         self.genes = sorted(key for key in keys if key is not None)
@@ -86,6 +90,19 @@ class Corpus:
             raise InputError("--genes", got, "one gene a line, named as in the files")
         self.genes = sorted(known)
         self.unknown = [line for line, key in zip(lines, listed, strict=True) if key not in known]
+
+    def lines(self) -> Iterator[str]:
+        """Say to a person what the files' genes were taken for."""
+        named_by_id = []
+        for names, files in self.inputs.gene_lists.values():
+            known = sum(key is not None for key in _keys(names, self.vocabulary))
+            others = len(files) - 1
+            more = f" and {others:,} more file{'s' if others > 1 else ''}" if others else ""
+            ids = sum(ensembl_id(name) is not None for name in names)
+            named_by_id.append(2 * ids > len(names))
+            yield f"{files[0]}{more}: {known:,} of {len(names):,} genes taken, {ids:,} of them Ensembl ids"
+        if self.vocabulary is None and len(set(named_by_id)) > 1:
+            yield "some files name genes by Ensembl id and others by symbol: a gene named both ways counts as two"
 
     def items(self, output: str) -> list[dict[str, Any]]:
         """Cut the files into items of cells; the cut depends on the files alone, so any cluster can resume a run."""

@@ -138,7 +138,7 @@ def test_the_same_barcodes_in_two_files_need_prefixes(small_data: SmallData, tmp
     summary = encode(small_data, tmp_path / "cells", [small_data.h5ad, again], cell_id_prefix=["a_", "b_"])
     assert summary["cells"] == 100
     assert "b_cell010" in pq.read_table(tmp_path / "cells")["cell_id"].to_pylist()
-    with pytest.raises(InputError, match="--cell-id-prefix: got 3 prefixes; takes 2"):
+    with pytest.raises(InputError, match="--cell-id-prefix: got 3 of them; takes 2"):
         encode(small_data, tmp_path / "more", [small_data.h5ad, again], cell_id_prefix=["a", "b", "c"])
 
 
@@ -150,6 +150,18 @@ def test_a_column_of_two_kinds_is_refused(small_data: SmallData, tmp_path: Path)
     inputs = [small_data.h5ad, tmp_path / "numbers.h5ad"]
     with pytest.raises(InputError, match=r"--obs-columns: got donor, which is string in .* and int64 in .*numbers"):
         encode(small_data, tmp_path / "cells", inputs, cell_id_prefix=["a", "b"], obs_columns=["donor"])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_names_that_lie_in_another_column_are_pointed_out(small_data: SmallData, tmp_path: Path) -> None:
+    data = anndata.read_h5ad(small_data.h5ad)
+    data.var["gene_ids"] = [f"row {number}" for number in range(60)]
+    data.write_h5ad(tmp_path / "odd.h5ad")
+    with pytest.raises(
+        InputError, match=r"--gene-column: .*odd.h5ad; takes index, where 60 of 60 .*--gene-column index"
+    ):
+        encode(small_data, tmp_path / "cells", [tmp_path / "odd.h5ad"])
+    assert encode(small_data, tmp_path / "cells", [tmp_path / "odd.h5ad"], gene_column="index")["cells"] == 90
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from geneformer_ray.data.counts import CountFile, count_files_in, is_zarr
+from geneformer_ray.data.counts import CountFile, count_files_in, is_zarr, passed_over
 from geneformer_ray.errors import InputError
 
 COUNTS = np.random.default_rng(0).poisson(0.7, (23, 6)).astype(np.float32)
@@ -100,6 +100,7 @@ def test_every_layout_gives_the_cells_that_were_written(tmp_path: Path, kind: st
         assert file.needs_sorting == (layout == "csc")
         assert (file.genes, file.obs_names) == (GENES, list(COLUMNS))
         assert file.column_types(list(TYPES)) == TYPES
+        assert (file.gene_columns(), file.features_left_out) == ({"index": GENES}, [])
         file.check_sample()
         check(file, 10)
     for counts, factor in (("raw.X", 1), ("layers/twice", 2)):
@@ -218,6 +219,14 @@ def test_only_gene_expression_is_counted(tmp_path: Path) -> None:
     ]
     file = CountFile(tenx(tmp_path / "cells.h5", types=types))
     assert file.genes == [GENES[1], GENES[3], GENES[4]]
+    assert file.features_left_out == [(GENES[number], types[number]) for number in (0, 2, 5)]
+    symbols = CountFile(tenx(tmp_path / "again.h5", types=types), gene_column="gene_symbols")
+    assert symbols.features_left_out[0] == ("SYMBOL0", "Antibody Capture")
+    columns = symbols.gene_columns()
+    assert columns["gene_ids"] == [GENES[1], GENES[3], GENES[4]]
+    assert columns["gene_symbols"] == ["SYMBOL1", "SYMBOL3", "SYMBOL4"]
+    assert "feature_type" not in columns
+    assert CountFile(tenx(tmp_path / "genes.h5")).features_left_out == []
     check(file, 5, COUNTS[:, [1, 3, 4]], {})
     with pytest.raises(InputError, match="types Peaks"):
         CountFile(tenx(tmp_path / "peaks.h5", types=["Peaks"] * 6))
@@ -271,8 +280,14 @@ def test_loom_names_and_layers_that_are_not_there_are_named(tmp_path: Path) -> N
     assert CountFile(path, gene_column="Other").genes == GENES
     with pytest.raises(InputError, match=r"--gene-column: .* a row attribute of .*: Other"):
         CountFile(path)
+    with CountFile(path, gene_column="Other") as file:
+        assert (file.gene_columns(), file.features_left_out) == ({"Other": GENES}, [])
     with pytest.raises(InputError, match="X, layers/spliced"):
         CountFile(path, counts="raw.X", gene_column="Other")
+    with h5py.File(path, "a") as raw:
+        raw["layers/marks"] = COUNTS.T > 0
+    with pytest.raises(InputError, match=r"--counts: got layers/marks of .* truth values .*also holds X, layers/spl"):
+        CountFile(path, counts="layers/marks", gene_column="Other")
     with h5py.File(path, "a") as file:
         file["col_attrs/short"] = np.arange(4)
     with pytest.raises(InputError, match="4 values of short"):
@@ -302,8 +317,10 @@ def test_a_directory_lists_what_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "matrix.mtx.gz").touch()
     (tmp_path / "notes").mkdir()
-    for name in ("d.h5ad", "readme.txt", "._d.h5ad"):
+    for name in ("d.h5ad", "readme.txt", "._d.h5ad", "_SUCCESS", "counts.h5ad.gz"):
         (tmp_path / name).touch()
     found = count_files_in(str(tmp_path))
     assert [Path(name).name for name in found] == ["a.loom", "b.zarr", "c.h5", "d.h5ad", "run"]
     assert count_files_in(tmp_path.as_uri()) == [f"{tmp_path.as_uri()}/{Path(name).name}" for name in found]
+    assert passed_over(str(tmp_path)) == passed_over(tmp_path.as_uri()) == ["counts.h5ad.gz", "notes", "readme.txt"]
+    assert passed_over(str(tmp_path / "nowhere")) == []

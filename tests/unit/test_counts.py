@@ -10,12 +10,14 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from scipy import sparse
 
 from geneformer_ray.data import cell_ids
 from geneformer_ray.data.cell_ids import repeated_ids
+from geneformer_ray.data.count_values import impossible_totals
 from geneformer_ray.data.counts import CountFile
 from geneformer_ray.errors import InputError
 
@@ -97,6 +99,47 @@ def test_a_total_that_cannot_be_is_refused(tmp_path: Path, bad: float) -> None:
     assert "n_counts" in refusal(write(tmp_path / "cells.h5ad", COUNTS, obs={"n_counts": n_counts})).got
 
 
+def test_a_total_below_the_stored_counts_is_refused(tmp_path: Path) -> None:
+    sums = np.full(7, 30.0)
+    counts = np.full((7, 3), 10, np.float32)
+    for name, wrong in (("log", np.log10(sums)), ("share", sums / sums.max()), ("other", sums - 1)):
+        error = refusal(write(tmp_path / f"{name}.h5ad", counts, obs={"n_counts": wrong}))
+        assert "add up to 30 (7 such of the 7 cells from 0 on)" in error.got
+    n_counts = sums.copy()
+    n_counts[[2, 5]] = [29, 12]
+    path = write(tmp_path / "two.h5ad", counts, obs={"n_counts": n_counts})
+    error = refusal(path)
+    assert error.field == "--input"
+    assert error.got == (
+        f"{path} with the n_counts 29 for the cell CELL2, whose stored counts add up to 30 "
+        "(2 such of the 7 cells from 0 on)"
+    )
+    assert "drop or rename it" in error.takes
+    with CountFile(path) as file:
+        assert file.block(3, 5).totals.tolist() == [30, 30]
+        with pytest.raises(InputError, match=r"CELL5, .*\(1 such of the 4 cells from 3 on\)"):
+            file.block(3, 7)
+
+
+def test_totals_may_be_rounded() -> None:
+    sums = np.array([1e6, 1e6, 0.0, 0.0])
+    totals = np.array([1e6 - 0.5, 1e6 - 2, 0.0, -1.0])
+    assert impossible_totals(totals, sums).tolist() == [False, True, False, True]
+    assert impossible_totals(totals, sums, fractions_allowed=True).tolist() == [False, False, False, True]
+
+
+def test_totals_of_cells_that_did_not_pass_are_not_asked_for(tmp_path: Path) -> None:
+    sums = COUNTS.sum(axis=1)
+    n_counts = sums + 5
+    n_counts[[0, 1, 2]] = [np.nan, 0, np.inf]
+    obs = {"n_counts": n_counts, "filter_pass": [0, 0, 0, 1, 1, 1, 1]}
+    totals = CountFile(write(tmp_path / "cells.h5ad", COUNTS, obs=obs)).block(0, 7).totals
+    np.testing.assert_array_equal(totals, [*sums[:3], *n_counts[3:]])
+    passing = refusal(write(tmp_path / "passing.h5ad", COUNTS, obs=obs | {"filter_pass": [0, 1, 1, 1, 1, 1, 1]}))
+    assert "n_counts 0 for the cell CELL1" in passing.got
+    assert "2 such of the 7" in passing.got
+
+
 def test_a_cell_without_counts_may_have_a_total_of_zero(tmp_path: Path) -> None:
     file = CountFile(write(tmp_path / "cells.h5ad", COUNTS, obs={"n_counts": COUNTS.sum(axis=1)}))
     assert file.block(0, 7).totals[3] == 0
@@ -111,7 +154,28 @@ def test_gene_names_come_from_the_first_column_there_is(tmp_path: Path) -> None:
     assert CountFile(write(tmp_path / "none.h5ad", COUNTS)).genes == [f"G{number}" for number in range(5)]
     error = refusal(both, gene_column="symbol")
     assert error.field == "--gene-column"
-    assert "gene_ids" in error.takes
+    assert error.takes.endswith(": gene_ids, ensembl_id, feature_name, index")
+
+
+def test_the_index_of_genes_can_be_asked_for(tmp_path: Path) -> None:
+    index, ids = [f"G{number}" for number in range(5)], [f"I{number}" for number in range(5)]
+    path = write(tmp_path / "cells.h5ad", COUNTS, var={"gene_ids": ids})
+    assert CountFile(path, gene_column="index").genes == index
+    named = write(tmp_path / "named.h5ad", COUNTS, var={"gene_ids": ids, "index": ids})
+    assert CountFile(named, gene_column="index").genes == ids
+
+
+def test_gene_columns_show_what_could_name_the_genes(tmp_path: Path) -> None:
+    ids = [f"I{number}" for number in range(300)]
+    var = {"gene_ids": ids, "length": range(300), "kind": pd.Categorical(["a", None, "b"] * 100)}
+    path = write(tmp_path / "cells.h5ad", np.ones((2, 300), np.float32), var=var, raw=np.ones((2, 4), np.float32))
+    with CountFile(path) as file:
+        columns = file.gene_columns()
+        assert list(columns) == ["index", "gene_ids", "kind"]
+        assert columns["index"] == [f"G{number}" for number in range(200)]
+        assert columns["gene_ids"] == ids[:200]
+        assert columns["kind"][:3] == ["a", "", "b"]
+    assert CountFile(path, counts="raw.X").gene_columns() == {"index": ["RAW0", "RAW1", "RAW2", "RAW3"]}
 
 
 # ---------------------------------------------------------------------- what is refused
@@ -158,7 +222,11 @@ def test_what_is_no_count_is_refused(tmp_path: Path, form: Any, value: float, sa
     path = write(tmp_path / "cells.h5ad", form(counts))
     error = refusal(path)
     assert error.field == "--counts"
+    assert error.got.endswith(f"({value:g} in cell CELL5, gene G2)")
     assert says in error.got
+    # The flag lets fractions pass and nothing else; and this file has no layers to point to.
+    flag = ", or --allow-non-integer for corrected counts" if says == "fractions" else ""
+    assert error.takes == f"raw counts, whole numbers from 0 up{flag} (this file has no other matrix)"
     CountFile(path).block(0, 5)  # the cells before it are counts
 
 
@@ -203,7 +271,22 @@ def test_a_matrix_of_something_else_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "cells.h5ad", COUNTS)
     with h5py.File(path, "a") as file:
         file["layers/words"] = [[b"a"]]
-    assert "not integers or floats" in refusal(path, counts="layers/words").takes
+    error = refusal(path, counts="layers/words")
+    assert error.field == "--counts"
+    assert "which holds values of the type object and no counts" in error.got
+    assert error.takes == "raw counts, integers or floats (this file also holds X)"
+
+
+@pytest.mark.parametrize("form", [sparse.csr_matrix, np.asarray], ids=["csr", "dense"])
+def test_a_matrix_of_truth_values_is_no_counts(tmp_path: Path, form: Any) -> None:
+    path = write(tmp_path / "cells.h5ad", form(COUNTS > 0), layers={"counts": form(COUNTS)})
+    error = refusal(path)
+    assert error.field == "--counts"
+    assert error.got == f"X of {path}, which holds truth values and no counts"
+    assert error.takes == "raw counts, integers or floats (this file also holds layers/counts)"
+    assert "has no other matrix" in refusal(write(tmp_path / "alone.h5ad", form(COUNTS > 0))).takes
+    # Marks written as numbers may be counts of a shallow sample.
+    CountFile(write(tmp_path / "marks.h5ad", form((COUNTS > 0).astype(np.float32)))).check_sample()
 
 
 def test_rows_and_cells_must_be_equally_many(tmp_path: Path) -> None:
@@ -251,8 +334,46 @@ def test_cells_that_did_not_pass_are_marked(tmp_path: Path) -> None:
     assert CountFile(write(tmp_path / "all.h5ad", COUNTS)).block(1, 7).passed.all()
     truths = write(tmp_path / "truths.h5ad", COUNTS, obs={"filter_pass": np.array(passed) == 1})
     assert CountFile(truths).block(0, 3).passed.tolist() == [True, False, True]
-    words = write(tmp_path / "words.h5ad", COUNTS, obs={"filter_pass": list("yesnoye")})
-    assert "filter_pass of string" in refusal(words).got
+    as_text = ["True", "0", "true", "1", "FALSE", "False", "TRUE"]
+    for name, column in (("text", as_text), ("categories", pd.Categorical(as_text))):
+        file = CountFile(write(tmp_path / f"{name}.h5ad", COUNTS, obs={"filter_pass": column}))
+        assert file.block(0, 7).passed.tolist() == [True, False, True, True, False, False, True]
+    missing = write(tmp_path / "missing.h5ad", COUNTS, obs={"filter_pass": pd.Categorical(["1", None, *"01101"])})
+    assert CountFile(missing).block(0, 3).passed.tolist() == [True, False, False]
+
+
+def test_marks_that_mean_nothing_are_named(tmp_path: Path) -> None:
+    words = write(tmp_path / "words.h5ad", COUNTS, obs={"filter_pass": ["yes", "no", "true", "yes", "1", "0", "?"]})
+    error = refusal(words)
+    assert error.got == f"{words} with an obs column filter_pass that holds 'yes', 'no', '?'"
+    assert "1/0 or true/false" in error.takes
+    assert refusal(write(tmp_path / "many.h5ad", COUNTS, obs={"filter_pass": list("abcdefg")})).got.endswith("'e', ...")
+    empty = write(tmp_path / "empty.h5ad", COUNTS, obs={"filter_pass": pd.Categorical([None] * 7)})
+    assert "filter_pass without values" in refusal(empty).got
+
+
+# ---------------------------------------------------------------------- columns without values
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_categories_that_there_are_none_of_go_with_every_type(tmp_path: Path, legacy: bool) -> None:
+    path = write(tmp_path / "cells.h5ad", COUNTS, obs={"type": pd.Categorical([None] * 7)})
+    if legacy:
+        with h5py.File(path, "a") as file:
+            codes, categories = file["obs/type/codes"][:], file["obs/type/categories"][:]
+            del file["obs/type"]
+            file["obs/type"], file["obs/__categories/type"] = codes, categories
+    with CountFile(path) as file:
+        assert file.column_types(["type"]) == {"type": pa.null()}
+        column = file.block(2, 5, ["type"]).obs["type"]
+    for kind in (pa.null(), pa.string(), pa.int64(), pa.bool_(), pa.float64()):
+        assert column.cast(kind).to_pylist() == [None] * 3
+    schemas = [pa.schema([("type", kind)]) for kind in (pa.string(), pa.null())]
+    assert pa.unify_schemas(schemas, promote_options="permissive").field("type").type == pa.string()
+    with h5py.File(path, "a") as raw:
+        raw["obs/type" if legacy else "obs/type/codes"][4] = 0
+    with pytest.raises(InputError, match="codes and no categories"):
+        CountFile(path).block(0, 7, ["type"])
 
 
 # ---------------------------------------------------------------------- damage

@@ -210,3 +210,10 @@ def test_what_cannot_be_encoded_is_refused() -> None:
         RankValueEncoder(vocabulary_of([]), ["x", "y"])
     with pytest.raises(InputError, match="without medians"):
         RankValueEncoder(GeneVocabulary(vocabulary_of([]).tokens), GENES)
+
+
+def test_pieces_of_a_small_integer_matrix_do_not_overflow() -> None:
+    vocabulary = vocabulary_of([])
+    pieces = sparse.csr_array((np.array([128, 128, 5], np.uint8), np.array([0, 0, 1]), np.array([0, 3])), shape=(1, 11))
+    whole = np.array([[256, 5, *[0] * 9]])
+    assert encode(vocabulary, pieces, np.array([261.0])) == encode(vocabulary, whole, np.array([261.0]))

@@ -153,9 +153,21 @@ def test_tags_are_no_genes(tmp_path: Path) -> None:
     types = ["Gene Expression", "Antibody Capture"] * 5 + ["Gene Expression"]
     file = sort(directory(tmp_path / "run", types=types), tmp_path / "sorted")
     assert file.genes == GENES[::2]
+    assert file.features_left_out == [(gene, "Antibody Capture") for gene in GENES[1::2]]
+    assert file.gene_columns() == {"gene_ids": GENES[::2], "gene_symbols": [f"SYMBOL{i}" for i in range(0, 11, 2)]}
     block = file.block(0, 53)
     np.testing.assert_array_equal(block.counts.toarray(), COUNTS[:, ::2])
     np.testing.assert_array_equal(block.totals, COUNTS[:, ::2].sum(axis=1))
+
+
+def test_a_value_that_is_no_count_is_named_after_sorting_too(tmp_path: Path) -> None:
+    wrong = COUNTS.copy()
+    wrong[31, 4] = -2
+    file = sort(csc(tmp_path / "cells.h5ad", wrong), tmp_path / "sorted")
+    with pytest.raises(InputError, match=r"negative values \(-2 in cell CELL31, gene ENSG4\)"):
+        file.block(30, 40)
+    with pytest.raises(InputError, match=r"negative values \(-2\); takes raw counts, whole numbers from 0 up \(this"):
+        file.check_sample()
 
 
 def damage(path: Path, name: str, change: Any) -> None:

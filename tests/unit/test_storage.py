@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,49 @@ def test_an_output_never_holds_or_lies_in_an_input(tmp_path: Path, output: str) 
     with pytest.raises(InputError, match="--output"):
         storage.claim_output(str(tmp_path / output), {}, overwrite=True, inputs=[str(cells), None])
     storage.claim_output(str(tmp_path / "data" / "cells2"), {}, overwrite=False, inputs=[str(cells)])
+
+
+# ---------------------------------------------------------------------- what a reader found
+
+
+@pytest.mark.parametrize("form", ["relative", "link", "uri"])
+def test_an_output_that_is_also_read_is_refused_by_whatever_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    output = tmp_path / "vocabulary"
+    storage.claim_output(str(output), {"job": "vocabulary"}, overwrite=False)
+    (output / "vocabulary.json").write_text("{}")
+    (tmp_path / "link").symlink_to(output)
+    monkeypatch.chdir(tmp_path)
+    source = {"relative": "vocabulary", "link": str(tmp_path / "link"), "uri": output.as_uri()}[form]
+    with pytest.raises(InputError, match="which the job reads"):
+        storage.claim_output(str(output), {"job": "tokenize"}, overwrite=True, inputs=[source])
+    assert (output / "vocabulary.json").exists()
+
+
+def test_a_directory_is_stamped_by_the_files_in_it(tmp_path: Path) -> None:
+    store = tmp_path / "cells.zarr"
+    (store / "X" / "data").mkdir(parents=True)
+    chunk = store / "X" / "data" / "0"
+    chunk.write_bytes(b"one")
+    before, top = storage.stamp(str(store)), store.stat().st_mtime_ns
+    assert storage.stamp(str(store)) == before
+    chunk.write_bytes(b"other")
+    os.utime(store, ns=(top, top))
+    assert storage.stamp(str(store)) != before
+
+
+def test_a_place_that_cannot_be_written_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"--output: got /dev/null/x; takes a place that can be written") as raised:
+        storage.claim_output("/dev/null/x", {}, overwrite=False)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_remove_takes_files_directories_and_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_text("x")
+    storage.remove(str(tmp_path / "a" / "b" / "file"))
+    assert not (tmp_path / "a" / "b" / "file").exists()
+    storage.remove(str(tmp_path / "a"))
+    storage.remove(str(tmp_path / "a"))
+    assert list(tmp_path.iterdir()) == []

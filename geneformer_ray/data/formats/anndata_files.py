@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from geneformer_ray.data.formats.array_files import ArrayFile, group_in, is_array, is_zarr
-from geneformer_ray.data.formats.obs_columns import AnnotationTable, StoredColumn
-from geneformer_ray.data.formats.stored_matrix import CompressedMatrix, stored_matrix
+from geneformer_ray.data.formats.obs_columns import INDEX, AnnotationTable, StoredColumn, first_names
+from geneformer_ray.data.formats.stored_matrix import CompressedMatrix, NotNumbersError, not_counts, stored_matrix
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class AnnDataFile:
     counts
         ``X``, ``raw.X`` or ``layers/NAME``.
     gene_column
-        The var column with gene names, or the name of var's index; by default ``ensembl_id``, ``gene_ids``, the index.
+        The var column with gene names, or ``index``, or the name of var's index; by default ``ensembl_id``,
+        ``gene_ids``, the index.
     """
 
     def __init__(self, path: str, counts: str, gene_column: str | None) -> None:
@@ -45,8 +46,11 @@ class AnnDataFile:
         try:
             root = self._root = self._file.root
             self._obs = AnnotationTable(root, "obs")
-            self._matrix = stored_matrix(root[_matrix_key(root, counts, path)])
-            var = AnnotationTable(*((group_in(root, "raw"), "var") if counts == "raw.X" else (root, "var")))
+            try:
+                self._matrix = stored_matrix(root[_matrix_key(root, counts, path)])
+            except NotNumbersError as error:
+                raise not_counts(error, counts, path, _places(root)) from error
+            var = self._var = AnnotationTable(*((group_in(root, "raw"), "var") if counts == "raw.X" else (root, "var")))
             self.n_cells, n_genes = self._matrix.shape
             if n_genes != len(var):
                 raise InputError("--input", f"{path} with {n_genes} columns and {len(var)} genes", "equal numbers")
@@ -59,6 +63,7 @@ class AnnDataFile:
             self.close()
             raise
         self.obs_names = self._obs.names
+        self.features_left_out: list[tuple[str, str]] = []
         self.needs_sorting = not self._matrix.by_cell
         self.n_entries = self._matrix.n_entries if isinstance(self._matrix, CompressedMatrix) else 0
         self.one_part = False
@@ -67,6 +72,10 @@ class AnnDataFile:
     def kind(path: str) -> str:
         """Say what it is."""
         return "zarr store of AnnData" if is_zarr(path) else "h5ad file"
+
+    def gene_columns(self) -> dict[str, list[str]]:
+        """Read the first names of var's index and of its columns of text."""
+        return first_names({INDEX: self._var.index} | {name: name for name in self._var.names}, self._var.column)
 
     def column(self, name: str) -> StoredColumn:
         """Give an obs column."""
@@ -137,7 +146,10 @@ def _matrix_key(root: Any, counts: str, path: str) -> str:
 def _gene_column(var: AnnotationTable, gene_column: str | None, path: str) -> str:
     if gene_column is None:
         return next((column for column in GENE_COLUMNS if column in var.names), var.index)
-    if gene_column not in (*var.names, var.index):
-        there = ", ".join(var.names) or "none"
-        raise InputError("--gene-column", gene_column, f"a var column of {path}: {there}")
-    return gene_column
+    if gene_column in (*var.names, var.index):
+        return gene_column
+    # After the columns: one of them may be called so.
+    if gene_column == INDEX:
+        return var.index
+    there = dict.fromkeys([*var.names, INDEX])
+    raise InputError("--gene-column", gene_column, f"a var column of {path}: {', '.join(there)}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from geneformer_ray.data.formats.obs_columns import StoredColumn
     from geneformer_ray.data.sorted_counts import Entries
 
-__all__ = ["COUNT_SUFFIXES", "CountSource", "count_files_in", "reader_of"]
+__all__ = ["COUNT_SUFFIXES", "CountSource", "count_files_in", "passed_over", "reader_of"]
 
 COUNT_SUFFIXES = (".h5ad", ".h5", ".loom", ".zarr")
 
@@ -35,11 +35,16 @@ class CountSource(Protocol):
     """
 
     genes: list[str]
+    features_left_out: list[tuple[str, str]]
     n_cells: int
     obs_names: list[str]
     needs_sorting: bool
     one_part: bool
     n_entries: int
+
+    def gene_columns(self) -> dict[str, list[str]]:
+        """Read the first names of every column that could name the genes."""
+        ...
 
     def column(self, name: str) -> StoredColumn:
         """Give an obs column."""
@@ -79,17 +84,31 @@ def count_files_in(directory: str) -> list[str]:
 
     Files by their suffix, zarr stores, and 10x matrix directories; hidden ones are passed over.
     """
+    return _listed(directory)[0]
+
+
+def passed_over(directory: str) -> list[str]:
+    """List what :func:`count_files_in` leaves out of a directory: base names, in order.
+
+    Names that begin with a dot or an underscore are left out of this list, too: they are nobody's data.
+    """
+    return [name for name in _listed(directory)[1] if not name.startswith((".", "_"))]
+
+
+def _listed(directory: str) -> tuple[list[str], list[str]]:
+    """Give the paths that can be read, and the names of the rest."""
     filesystem, inside = storage.locate(directory)
-    found = []
+    found, rest = [], []
     for item in filesystem.get_file_info(fs.FileSelector(inside, allow_not_found=True)):
         path = storage.join(directory, item.base_name)
         if item.base_name.startswith("."):
             continue
-        if item.is_file and item.base_name.endswith(COUNT_SUFFIXES):
+        counted = item.is_file and item.base_name.endswith(COUNT_SUFFIXES)
+        if counted or (item.type == fs.FileType.Directory and (is_zarr(path) or is_matrix_directory(path))):
             found.append(path)
-        elif item.type == fs.FileType.Directory and (is_zarr(path) or is_matrix_directory(path)):
-            found.append(path)
-    return sorted(found)
+        else:
+            rest.append(item.base_name)
+    return sorted(found), sorted(rest)
 
 
 def reader_of(path: str) -> Any:

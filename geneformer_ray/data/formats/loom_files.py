@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from geneformer_ray.data.formats.array_files import ArrayFile, array_in, group_in, is_array
-from geneformer_ray.data.formats.obs_columns import StoredColumn
-from geneformer_ray.data.formats.stored_matrix import DenseMatrix
+from geneformer_ray.data.formats.obs_columns import StoredColumn, first_names
+from geneformer_ray.data.formats.stored_matrix import DenseMatrix, NotNumbersError, not_counts
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,13 +52,18 @@ class LoomFile:
             there = _places(root)
             if counts not in there:
                 raise InputError("--counts", counts, f"one that {path} holds: {', '.join(there) or 'none'}")
-            self._matrix = DenseMatrix(array_in(root, there[counts]), by_cell=False)
+            try:
+                self._matrix = DenseMatrix(array_in(root, there[counts]), by_cell=False)
+            except NotNumbersError as error:
+                raise not_counts(error, counts, path, list(there)) from error
             self.n_cells, n_genes = self._matrix.shape
-            names = StoredColumn(_gene_names(group_in(root, "row_attrs"), gene_column, n_genes, path))
+            rows = self._rows = group_in(root, "row_attrs")
+            names = StoredColumn(_gene_names(rows, gene_column, n_genes, path))
             self.genes = [str(name) for name in names.read(0, n_genes).to_pylist()]
             self._cells = group_in(root, "col_attrs")
             self.obs_names = [name for name in self._cells if _is_column(self._cells[name])]
             self._columns: dict[str, StoredColumn] = {}
+            self.features_left_out: list[tuple[str, str]] = []
             for name in self.obs_names:
                 if self._cells[name].shape[0] != self.n_cells:
                     got = f"{path} with {self.n_cells} cells and {self._cells[name].shape[0]} values of {name}"
@@ -71,6 +76,11 @@ class LoomFile:
     def kind(path: str) -> str:
         """Say what it is."""
         return "loom file"
+
+    def gene_columns(self) -> dict[str, list[str]]:
+        """Read the first names of the row attributes of text."""
+        there = {name: name for name in self._rows if _is_column(self._rows[name])}
+        return first_names(there, lambda name: StoredColumn(self._rows[name]))
 
     def column(self, name: str) -> StoredColumn:
         """Give a column attribute."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from geneformer_ray.data import sorted_counts, storage
-from geneformer_ray.data.formats.tenx_files import features_named, gene_features
+from geneformer_ray.data.formats.tenx_files import TenxFeatures
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = ["MatrixDirectory", "is_matrix_directory"]
 BYTES_PER_READ = 16 << 20
 LINES_SAMPLED = 20_000
 COMMENT_LINES_AT_MOST = 10_000
+FEATURE_COLUMNS = ("id", "name", "feature_type")
 
 
 def is_matrix_directory(path: str) -> bool:
@@ -67,10 +68,9 @@ class MatrixDirectory:
             got = f"{path} with {n_features} rows in its matrix and {len(rows)} features"
             raise InputError("--input", got, "equal numbers: 10x matrices have a row for each gene")
         width = min(map(len, rows), default=1)
-        columns = {name: [row[number] for row in rows] for number, name in enumerate(("id", "name", "type")[:width])}
-        self._features = gene_features(columns.pop("type", None), n_features, path)
-        named = features_named(columns, gene_column, path)
-        self.genes = [named[number] for number in self._features]
+        columns = {name: [row[number] for row in rows] for number, name in enumerate(FEATURE_COLUMNS[:width])}
+        features = self._features = TenxFeatures(columns, gene_column, path)
+        self.genes, self.features_left_out = features.genes, features.left_out
         self.n_cells = self._shape[1]
         self.obs_names: list[str] = []
         self._ids: Iterator[str] = iter(())
@@ -103,6 +103,10 @@ class MatrixDirectory:
         self._shape, self.n_entries = (sizes[0], sizes[1]), sizes[2]
         self._delimiter = "\t" if "\t" in next(head, "") else " "
 
+    def gene_columns(self) -> dict[str, list[str]]:
+        """Give the first names of the features' columns."""
+        return self._features.first_names()
+
     def column(self, name: str) -> StoredColumn:
         """Give an obs column: there is none."""
         raise KeyError(name)
@@ -127,7 +131,7 @@ class MatrixDirectory:
     def entries(self, first: int, last: int) -> Iterator[Entries]:
         """Read all entries in pieces of ``ENTRIES_PER_FILE``, genes only."""
         place = np.full(self._shape[0], -1, np.int32)
-        place[self._features] = np.arange(len(self._features), dtype=np.int32)
+        place[self._features.places] = np.arange(len(self.genes), dtype=np.int32)
         held: list[pa.RecordBatch] = []
         n_held = n_read = 0
         for batch in self._batches():
@@ -179,7 +183,7 @@ class MatrixDirectory:
         if len(features) and (features.min() < 1 or features.max() > self._shape[0]):
             raise ValueError(f"matrix.mtx has entries outside its {self._shape[0]} rows")
         columns = place[features - 1]
-        kept = slice(None) if len(self._features) == self._shape[0] else columns >= 0
+        kept = slice(None) if len(self.genes) == self._shape[0] else columns >= 0
         return cells[kept] - 1, columns[kept], values[kept]
 
 

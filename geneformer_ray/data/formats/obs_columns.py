@@ -15,10 +15,22 @@ import pyarrow.compute as pc
 from geneformer_ray.data.formats.array_files import array_in, attribute, group_in, is_array
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from numpy.typing import NDArray
 
-__all__ = ["AnnotationTable", "StoredColumn", "UnsupportedColumnError", "strings"]
+__all__ = [
+    "INDEX",
+    "NAMES_SHOWN",
+    "AnnotationTable",
+    "StoredColumn",
+    "UnsupportedColumnError",
+    "first_names",
+    "strings",
+]
 
+INDEX = "index"  # what a table's index is called, whatever its name in the file
+NAMES_SHOWN = 200
 NULLABLE = ("nullable-integer", "nullable-boolean", "nullable-string-array")
 
 
@@ -57,6 +69,10 @@ class StoredColumn:
                 raise ValueError("the codes of a categorical column are not integers")
             names = StoredColumn(categories)
             self._categories, self.type = names.read(0, len(names)), names.type
+            if not len(names):
+                # Nothing in it has a value, so the type that the empty list happens to have says nothing: Arrow's null
+                # goes together with whatever the column is in other files.
+                self._categories, self.type = pa.nulls(0), pa.null()
 
     def __len__(self) -> int:
         return int(self._values.shape[0])
@@ -68,6 +84,10 @@ class StoredColumn:
             raise ValueError(f"a column has {len(self)} values, fewer than there are rows")
         if self._categories is not None:
             codes = values.astype(np.int64)
+            if not len(self._categories):
+                if (codes >= 0).any():
+                    raise ValueError("a categorical column has codes and no categories")
+                return pa.nulls(len(codes))
             # Arrow refuses a code without a category.
             return self._categories.take(pa.array(codes, mask=codes < 0))
         mask = None if self._mask is None else np.asarray(self._mask[start:stop], dtype=bool)
@@ -118,6 +138,28 @@ class AnnotationTable:
             known = self._group[legacy] if is_array(element) and legacy in self._group else None
             self._columns[name] = StoredColumn(element, known)
         return self._columns[name]
+
+
+def first_names(names: Mapping[str, str], column: Callable[[str], StoredColumn]) -> dict[str, list[str]]:
+    """Read the beginning of those columns that hold text.
+
+    Parameters
+    ----------
+    names
+        What a column is to be called -> its name. Of two called alike, the last is read.
+    column
+        Gives a column by its name.
+    """
+    found: dict[str, list[str]] = {}
+    for name, stored in names.items():
+        try:
+            values = column(stored)
+        except UnsupportedColumnError:
+            continue
+        if values.type == pa.string():
+            shown = values.read(0, min(NAMES_SHOWN, len(values))).to_pylist()
+            found[name] = ["" if text is None else text for text in shown]
+    return found
 
 
 def strings(values: NDArray[Any]) -> pa.Array:

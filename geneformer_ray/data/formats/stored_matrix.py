@@ -13,15 +13,22 @@ import numpy as np
 from scipy import sparse
 
 from geneformer_ray.data.formats.array_files import array_in, attribute, is_array
+from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-__all__ = ["CompressedMatrix", "DenseMatrix", "sample_starts", "stored_matrix"]
+__all__ = ["CompressedMatrix", "DenseMatrix", "NotNumbersError", "not_counts", "sample_starts", "stored_matrix"]
 
 DENSE_SLICE_BYTES = 32 << 20
 SAMPLED_SLICES = 8
 SAMPLED_ENTRIES = 20_000
+
+
+class NotNumbersError(ValueError):
+    """A matrix of something else: truth values, text. The file is whole; the choice of this matrix is wrong."""
 
 
 class CompressedMatrix:
@@ -167,6 +174,15 @@ def stored_matrix(element: Any) -> CompressedMatrix | DenseMatrix:
     return CompressedMatrix(element, (n_cells, n_genes), by_cell=kind == "csr_matrix")
 
 
+def not_counts(error: NotNumbersError, counts: str, path: str, places: Sequence[str]) -> InputError:
+    """Name the matrix that holds no numbers, and the other ones of its file."""
+    others = ", ".join(place for place in places if place != counts)
+    takes = (
+        f"raw counts, integers or floats ({f'this file also holds {others}' if others else 'it has no other matrix'})"
+    )
+    return InputError("--counts", f"{counts} of {path}, which holds {error} and no counts", takes)
+
+
 def sample_starts(length: int, size: int) -> list[int]:
     """Give where to read `size` at a time for a sample spread over `length`, at both ends too."""
     if length <= size * SAMPLED_SLICES:
@@ -176,7 +192,7 @@ def sample_starts(length: int, size: int) -> list[int]:
 
 def _check_numbers(dtype: Any) -> None:
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise ValueError(f"its matrix holds {dtype}, not integers or floats")
+        raise NotNumbersError("truth values" if dtype.kind == "b" else f"values of the type {dtype}")
 
 
 def _native(values: NDArray[Any]) -> NDArray[Any]:

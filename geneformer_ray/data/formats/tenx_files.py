@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from geneformer_ray.data.formats.array_files import ArrayFile, array_in, group_in, is_array
-from geneformer_ray.data.formats.obs_columns import StoredColumn, strings
+from geneformer_ray.data.formats.obs_columns import NAMES_SHOWN, StoredColumn, strings
 from geneformer_ray.data.formats.stored_matrix import CompressedMatrix
 from geneformer_ray.errors import InputError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from geneformer_ray.data.sorted_counts import Entries
 
-__all__ = ["GENE_EXPRESSION", "TenxFile", "features_named", "gene_features"]
+__all__ = ["GENE_EXPRESSION", "TenxFeatures", "TenxFile"]
 
 GENE_EXPRESSION = "Gene Expression"
 # The names under which scanpy, CELLxGENE and 10x know the two columns; the first of each is ours.
@@ -31,7 +31,7 @@ ID_NAMES = ("gene_ids", "ensembl_id", "id")
 SYMBOL_NAMES = ("gene_symbols", "symbol", "name", "gene_name", "feature_name")
 
 
-def features_named(columns: Mapping[str, Sequence[str]], gene_column: str | None, path: str) -> list[str]:
+def _features_named(columns: Mapping[str, Sequence[str]], gene_column: str | None, path: str) -> list[str]:
     """Give the features' names: ids by default, else ``gene_symbols``, or any other column there is.
 
     Parameters
@@ -52,7 +52,7 @@ def features_named(columns: Mapping[str, Sequence[str]], gene_column: str | None
     return list(columns[name])
 
 
-def gene_features(types: Sequence[str] | None, n_features: int, path: str) -> NDArray[np.int64]:
+def _gene_features(types: Sequence[str] | None, n_features: int, path: str) -> NDArray[np.int64]:
     """Give the numbers of the features that are genes: all where the file names no types."""
     if types is None:
         return np.arange(n_features)
@@ -61,6 +61,47 @@ def gene_features(types: Sequence[str] | None, n_features: int, path: str) -> ND
         there = ", ".join(sorted(set(types))) or "none"
         raise InputError("--input", f"{path} with features of the types {there}", f"some of the type {GENE_EXPRESSION}")
     return genes
+
+
+class TenxFeatures:
+    """The features of a 10x matrix: which are genes, and what they are called.
+
+    Parameters
+    ----------
+    columns
+        By name; among them ``id``, and perhaps ``name`` and ``feature_type``.
+    gene_column
+        What was asked for.
+    path
+        For errors.
+
+    Attributes
+    ----------
+    places
+        The numbers of the features that are genes.
+    genes
+        Their names.
+    left_out
+        Name and type of each other feature.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[str]], gene_column: str | None, path: str) -> None:
+        types = columns.get("feature_type")
+        columns = {name: values for name, values in columns.items() if name != "feature_type"}
+        self.places = _gene_features(types, len(columns["id"]), path)
+        named = _features_named(columns, gene_column, path)
+        self.genes = [named[number] for number in self.places]
+        genes = set(self.places.tolist())
+        self.left_out = [(named[i], kind) for i, kind in enumerate(types or ()) if i not in genes]
+        ours = {"id": ID_NAMES[0], "name": SYMBOL_NAMES[0]}
+        self._first = {
+            ours.get(name, name): [str(values[number]) for number in self.places[:NAMES_SHOWN]]
+            for name, values in columns.items()
+        }
+
+    def first_names(self) -> dict[str, list[str]]:
+        """Give the first genes' names in each column, by what ``gene_column`` calls it."""
+        return {name: list(values) for name, values in self._first.items()}
 
 
 class TenxFile:
@@ -100,9 +141,8 @@ class TenxFile:
             }
             if len(columns.get("id", ())) != n_features:
                 raise InputError("--input", f"{path} whose features are not {n_features}", "one for each row")
-            self._features = gene_features(columns.get("feature_type"), n_features, path)
-            named = features_named(columns, gene_column, path)
-            self.genes = [named[number] for number in self._features]
+            self._features = TenxFeatures(columns, gene_column, path)
+            self.genes, self.features_left_out = self._features.genes, self._features.left_out
         except BaseException:
             self.close()
             raise
@@ -112,6 +152,10 @@ class TenxFile:
     def kind(path: str) -> str:
         """Say what it is."""
         return "10x HDF5 file"
+
+    def gene_columns(self) -> dict[str, list[str]]:
+        """Give the first names of the features' columns."""
+        return self._features.first_names()
 
     def column(self, name: str) -> StoredColumn:
         """Give an obs column: there is none."""
@@ -123,7 +167,7 @@ class TenxFile:
 
     def rows(self, start: int, stop: int) -> sparse.csr_array:
         """Read the genes of the cells start .. stop-1."""
-        return _columns(self._matrix.rows(start, stop), self._features)
+        return _columns(self._matrix.rows(start, stop), self._features.places)
 
     def entries(self, first: int, last: int) -> Iterator[Entries]:
         """Give nothing: these files are by cell."""
