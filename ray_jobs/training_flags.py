@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from geneformer_ray.compute.training import SCHEDULES
+from geneformer_ray.compute.optimisation import SCHEDULES
 from geneformer_ray.distribute.train_workers import Workers
 from ray_jobs.command_line import JobConfig
 
 __all__ = ["TrainingConfig"]
 
-OPTIONS = ("epochs", "learning_rate", "warmup_fraction", "schedule", "weight_decay", "tokens_per_batch")
+OPTIONS = (
+    "epochs", "learning_rate", "warmup_fraction", "schedule", "weight_decay", "tokens_per_batch", "accumulate",
+)  # fmt: skip
 
 
 class TrainingConfig(JobConfig):
@@ -27,6 +29,10 @@ class TrainingConfig(JobConfig):
     weight_decay: float = Field(0.001, ge=0, description="of weights, not of biases and LayerNorm")
     schedule: Literal[SCHEDULES] = Field("linear", description="of the learning rate after the warm-up")  # type: ignore[valid-type]
     tokens_per_batch: int = Field(8192, ge=1, description="padded tokens of a worker's batch")
+    accumulate: int = Field(1, ge=1, description="batches a worker sums up in one optimiser step")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="optimiser steps between checkpoints (default: one at each epoch's end)"
+    )
     num_workers: int = Field(1, ge=1, description="data-parallel workers")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs of each worker")
     gpu: bool = Field(False, description="one GPU a worker")
@@ -38,4 +44,4 @@ class TrainingConfig(JobConfig):
 
     def workers(self) -> Workers:
         """Give the group of workers that trains."""
-        return Workers(self.num_workers, self.cpus_per_worker, self.gpu)
+        return Workers(self.num_workers, self.cpus_per_worker, self.gpu, self.checkpoint_every)

@@ -1,52 +1,41 @@
-"""Training steps: optimiser, schedule, and an epoch of cells, the same on one process as on many workers."""
+"""Training steps: what is learned from a step's cells, the same on one process as on many workers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import get_scheduler
+from torch.nn.parallel import DistributedDataParallel
 
 from geneformer_ray.compute.encoder import attention_mask
-from geneformer_ray.data.batching import pad, training_steps
+from geneformer_ray.data.batching import TrainingPlan, pad
 from geneformer_ray.data.vocabulary import gene_mask
-from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from geneformer_ray.compute.execution import Execution
+    from geneformer_ray.compute.optimisation import Optimisation
+    from geneformer_ray.data.batching import Step
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
 __all__ = [
-    "SCHEDULES",
     "BatchLoss",
-    "Optimisation",
     "Share",
     "StepResult",
     "TrainingOptions",
     "balanced_weights",
     "classifier_loss",
     "drop_genes",
-    "planned_steps",
-    "train_epoch",
+    "train_step",
+    "training_plan",
 ]
-
-# Those of transformers that need nothing beyond the steps.
-SCHEDULES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-)
 
 
 @dataclass(frozen=True)
@@ -62,13 +51,15 @@ class TrainingOptions:
     warmup_fraction
         The share of all steps over which the rate rises.
     schedule
-        One of `SCHEDULES`.
+        One of :data:`geneformer_ray.compute.optimisation.SCHEDULES`.
     weight_decay
         Of weights; biases and LayerNorm are spared.
     max_grad_norm
         Gradients are clipped to this norm.
     tokens_per_batch
         Padded tokens of one worker's batch.
+    accumulate
+        Micro-batches of one optimiser step: as many times the cells for the same memory.
     gene_dropout
         Share of a cell's genes left out of a training step, drawn anew each time; the others keep their order, so all
         behind a gap move up. It keeps a small model from learning single genes by heart.
@@ -83,6 +74,7 @@ class TrainingOptions:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     tokens_per_batch: int = 4096
+    accumulate: int = 1
     gene_dropout: float = 0.0
     seed: int = 0
 
@@ -106,6 +98,9 @@ class StepResult:
     tokens: int
     padded_tokens: int
 
+    def __add__(self, other: StepResult) -> StepResult:
+        return StepResult(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
 
 class BatchLoss(Protocol):
     """Computes the summed loss of a batch."""
@@ -117,83 +112,30 @@ class BatchLoss(Protocol):
         ...
 
 
-class Optimisation:
-    """AdamW with clipping and a warm-up schedule.
-
-    Parameters
-    ----------
-    model
-        The module whose parameters are learned.
-    options
-        The training's options.
-    total_steps
-        Optimiser steps of the whole training.
-    """
-
-    def __init__(self, model: nn.Module, options: TrainingOptions, total_steps: int) -> None:
-        spared: list[nn.Parameter] = []
-        decayed: list[nn.Parameter] = []
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                # Biases and LayerNorm parameters are vectors; everything else is a matrix.
-                (spared if parameter.ndim < 2 else decayed).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": options.weight_decay},
-            {"params": spared, "weight_decay": 0.0},
-        ]
-        self._parameters = [*decayed, *spared]
-        self._max_grad_norm = options.max_grad_norm
-        self._adamw = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
-        if options.schedule not in SCHEDULES:
-            raise InputError("--schedule", options.schedule, f"one of {', '.join(SCHEDULES)}")
-        warmup = round(options.warmup_fraction * total_steps)
-        self._schedule = get_scheduler(options.schedule, self._adamw, warmup, total_steps)
-
-    def step(self, loss: torch.Tensor) -> None:
-        """Take one step down the gradient of a loss."""
-        loss.backward()
-        nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
-        self._adamw.step()
-        self._schedule.step()
-        self._adamw.zero_grad(set_to_none=True)
-
-    def state(self) -> dict[str, Any]:
-        """Give what a checkpoint needs to go on."""
-        return {"adamw": self._adamw.state_dict(), "schedule": self._schedule.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._adamw.load_state_dict(state["adamw"])
-        self._schedule.load_state_dict(state["schedule"])
+def training_plan(
+    lengths: NDArray[np.integer], shards: NDArray[np.integer], options: TrainingOptions, workers: int
+) -> TrainingPlan:
+    """Plan a training from its cells' lengths and the parts of the table that they lie in, both of shape (cells,)."""
+    return TrainingPlan(
+        lengths, shards, seed=options.seed, workers=workers,
+        tokens_per_batch=options.tokens_per_batch, accumulate=options.accumulate,
+    )  # fmt: skip
 
 
-def planned_steps(lengths: NDArray[np.integer], options: TrainingOptions, workers: int) -> int:
-    """Count the optimiser steps of a whole training."""
-    return sum(len(_plan(lengths, options, epoch, workers)) for epoch in range(options.epochs))
-
-
-def _plan(
-    lengths: NDArray[np.integer], options: TrainingOptions, epoch: int, workers: int
-) -> list[list[NDArray[np.int64]]]:
-    return training_steps(
-        lengths, seed=options.seed, epoch=epoch, workers=workers, tokens_per_batch=options.tokens_per_batch
-    )
-
-
-def train_epoch(
+def train_step(
     model: nn.Module,
     optimisation: Optimisation,
-    sequences: Sequence[NDArray[np.integer]],
+    step: Step,
+    sequences: Sequence[Sequence[NDArray[np.integer]]],
     loss_of: BatchLoss,
     items_of: Callable[[NDArray[np.int64]], int],
     options: TrainingOptions,
     *,
-    epoch: int,
     vocabulary: GeneVocabulary,
     execution: Execution,
     share: Share | None = None,
-) -> Iterator[StepResult]:
-    """Train one epoch, yielding after every step.
+) -> StepResult:
+    """Take one optimiser step.
 
     Parameters
     ----------
@@ -201,36 +143,43 @@ def train_epoch(
         The module, or its data-parallel wrapper, which averages gradients over workers.
     optimisation
         Optimiser and schedule.
+    step
+        Which cells every worker has in every micro-batch.
     sequences
-        Every training cell's token ids: all workers hold the same.
+        Token ids of this worker's cells, for each micro-batch.
     loss_of
         The summed loss of a batch.
     items_of
         How many items the loss of a batch of these cells counts. Known on every worker for every other's batch, so that
-        gradients are weighted by items without a message: each worker's loss is scaled to the mean over all of them.
-    options, epoch, share
-        Determine the order, with the lengths.
+        gradients are weighted by items without a message: each loss is scaled to the mean over the whole step.
+    options, share
+        Determine what is dropped, with the step's place.
     """
     share = share or Share()
-    lengths = np.array([len(ids) for ids in sequences])
     model.train()
-    for number, step in enumerate(_plan(lengths, options, epoch, share.workers)):
-        mine = step[share.rank]
+    everyone = max(1, sum(items_of(batch) for workers in step.batches for batch in workers))
+    total = StepResult(0, 0.0, 0, 0, 0, 0)
+    for micro, (workers, cells) in enumerate(zip(step.batches, sequences, strict=True)):
+        mine = workers[share.rank]
         # Dropout too is a function of where we are, so that a resumed run draws what an unbroken one would.
-        where = (options.seed, epoch, number, share.rank)
+        where = (options.seed, step.epoch, step.number * options.accumulate + micro, share.rank)
         torch.manual_seed(hash(where) % 2**63)
-        cells = [sequences[i] for i in mine]
         if options.gene_dropout:
             cells = drop_genes(cells, options.gene_dropout, vocabulary, np.random.default_rng(where))
         ids, real = pad(cells, vocabulary.pad_id)
         ids_BL = torch.from_numpy(ids).to(execution.device)
         mask_BL = attention_mask(torch.from_numpy(real).to(execution.device), ids_BL.shape[1])
-        with execution.autocast():
-            loss_sum, correct = loss_of(model, ids_BL, mask_BL, mine)
+        # Gradients add up on each worker; only the last micro-batch sends them round.
+        last = micro == len(step.batches) - 1
+        alone = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+        with alone:
+            with execution.autocast():
+                loss_sum, correct = loss_of(model, ids_BL, mask_BL, mine)
+            (loss_sum * (share.workers / everyone)).backward()
         items = items_of(mine)
-        everyone = sum(items_of(batch) for batch in step)
-        optimisation.step(loss_sum * (share.workers / everyone))
-        yield StepResult(len(mine), float(loss_sum.detach()), items, correct, int(real.sum()), ids.size)
+        total += StepResult(len(mine), float(loss_sum.detach()), items, correct, int(real.sum()), ids.size)
+    optimisation.step()
+    return total
 
 
 def drop_genes(

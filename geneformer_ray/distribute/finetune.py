@@ -1,4 +1,4 @@
-"""Fine-tuning on a group of workers: one trial after another."""
+"""Fine-tuning on groups of workers: one group a trial."""
 
 from __future__ import annotations
 
@@ -10,124 +10,121 @@ import numpy as np
 import torch
 
 from geneformer_ray.compute.classifier import CellClassifier, new_classifier, predict_logits
+from geneformer_ray.compute.freezing import freeze
 from geneformer_ray.compute.model_directory import find_model, model_vocabulary, read_config
 from geneformer_ray.compute.scores import score
-from geneformer_ray.compute.training import (
-    Optimisation,
-    TrainingOptions,
-    balanced_weights,
-    classifier_loss,
-    planned_steps,
-    train_epoch,
-)
+from geneformer_ray.compute.training import TrainingOptions, balanced_weights, classifier_loss
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
-from geneformer_ray.distribute.train_workers import Worker
+from geneformer_ray.distribute.streamed_training import StreamedTraining
+from geneformer_ray.distribute.train_workers import TrainingRun, fit_all
+from geneformer_ray.distribute.worker import Worker
 from geneformer_ray.manage.registry import local_source
 from geneformer_ray.manage.trials import Trial, write_predictions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-__all__ = ["finetune_worker"]
+    from geneformer_ray.data.splits import GroupSplit
+    from geneformer_ray.distribute.streamed_training import History
+    from geneformer_ray.distribute.train_workers import Workers
+
+__all__ = ["finetune_trials"]
+
+# Cells of which tokens are held at once to predict them.
+CELLS_AT_ONCE = 4_096
+# Written last: it vouches for a trial's model, history and predictions.
+FINISHED = "finished.json"
 
 
-def finetune_worker(config: dict[str, Any]) -> None:
-    """Train every trial of the configuration; runs on each worker.
+def finetune_trials(
+    config: dict[str, Any], trials: Sequence[Trial], splits: Sequence[GroupSplit], *, workers: Workers, precision: str
+) -> None:
+    """Train every trial that is not finished yet, as many at once as the cluster has room for.
 
     Parameters
     ----------
     config
-        ``cells``, ``model``, ``vocabulary`` (sources), ``rows`` and ``targets`` by role, ``labels``, ``trials``,
-        ``options`` of the training, ``class_weights``, ``label_smoothing``,
-        ``attention_dropout``, ``output``.
+        ``cells``, ``model``, ``vocabulary``, ``tracking_uri`` (sources), ``options`` of the training,
+        ``class_weights``, ``label_smoothing``, ``attention_dropout``, ``freeze_layers``, ``freeze_embeddings``,
+        ``patience``, ``output``.
+    trials
+        What is trained. A trial's fold is the number of its split.
+    splits
+        Which cells train, choose and report: one a fold, or a single one.
+    workers, precision
+        Of each trial's group.
     """
-    worker = Worker(config)
-    table = CellTable(config["cells"])
-    saved = worker.saved()
-    first = saved[0]["trial"] if saved else 0
-    done = first * len(config["rows"]["train"]) * config["options"]["epochs"]
-    for number, trial in enumerate(config["trials"]):
-        if number >= first:
-            training = _Training(worker, config, table, number, trial, done)
-            training.train(saved if number == first else None)
-            training.predict()
-            done = training.done
+    output = config["output"]
+    runs = []
+    for trial in trials:
+        if not storage.exists(storage.join(trial.directory(output), FINISHED)):
+            split = splits[trial.fold or 0]
+            cells = len(split.rows["train"]) * config["options"]["epochs"]
+            runs.append(TrainingRun(trial.name, {**config, "trial": trial, "split": split}, cells))
+    if runs:
+        fit_all(finetune_worker, runs, workers=workers, output=output, precision=precision, what="finetune")
 
 
-class _Training:
+def finetune_worker(config: dict[str, Any]) -> None:
+    """Train the trial of a configuration; runs on each worker."""
+    trial = _TrialOnWorker(Worker(config), config)
+    trial.train()
+    trial.predict()
+
+
+class _TrialOnWorker:
     """One trial on one worker."""
 
-    def __init__(
-        self, worker: Worker, config: dict[str, Any], table: CellTable, number: int, trial: Trial, done: int
-    ) -> None:
-        self.worker, self.config, self.table, self.number, self.done = worker, config, table, number, done
-        self.name = trial.name
-        self.directory = trial.directory(config["output"])
-        self.options = TrainingOptions(**{**config["options"], "seed": trial.seed})
-        torch.manual_seed(trial.seed)  # the fresh head, the same on every worker
+    def __init__(self, worker: Worker, config: dict[str, Any]) -> None:
+        self.worker, self.config = worker, config
+        self.trial: Trial = config["trial"]
+        self.split: GroupSplit = config["split"]
+        self.table = CellTable(config["cells"])
+        self.directory = self.trial.directory(config["output"])
+        self.options = TrainingOptions(**{**config["options"], "seed": self.trial.seed})
+        torch.manual_seed(self.trial.seed)  # the fresh head, the same on every worker
         source = find_model(local_source(config["model"], config["tracking_uri"]))
         parent = model_vocabulary(source, config["vocabulary"], read_config(source))
         self.model, self.vocabulary = new_classifier(
-            source, parent, config["labels"], trial.pooling, attention_dropout=config["attention_dropout"]
+            source, parent, self.split.labels, self.trial.pooling, attention_dropout=config["attention_dropout"]
         )
-        self.cells_digest = table.vocabulary_digest or parent.digest
+        freeze(self.model, layers=config["freeze_layers"], embeddings=config["freeze_embeddings"])
+        self.cells_digest = self.table.vocabulary_digest or parent.digest
 
-    def _sequences(self, role: str, rank: int = 0, step: int = 1) -> list[NDArray[np.int32]]:
-        rows = np.array(self.config["rows"][role][rank::step], dtype=np.int64)
-        return [self.vocabulary.adapt(ids, self.cells_digest) for ids in self.table.read(rows).input_ids]
-
-    def train(self, saved: tuple[dict[str, Any], dict[str, Any]] | None) -> None:
-        """Train all epochs, keeping the weights that do best on the choosing cells."""
-        sequences = self._sequences("train")
-        targets = np.array(self.config["targets"]["train"], dtype=np.int64)
-        lengths = np.array([len(ids) for ids in sequences])
-        execution = self.worker.execution
-        parallel = self.worker.parallel(self.model.to(execution.device))
-        steps = planned_steps(lengths, self.options, self.worker.share.workers)
-        optimisation = Optimisation(self.model, self.options, steps)
+    def train(self) -> None:
+        """Train all epochs, or until they help no more, keeping the weights that do best on the choosing cells."""
+        targets = self.split.targets["train"]
         weights = None
         if self.config["class_weights"] == "balanced":
-            weights = balanced_weights(targets, len(self.config["labels"])).to(execution.device)
-        loss_of = classifier_loss(targets, weights, self.config["label_smoothing"])
-        history: list[dict[str, float]] = []
-        best, first = -1.0, 0
-        if saved is not None:
-            state, tensors = saved
-            self.model.load_state_dict(tensors["model"])
-            optimisation.restore(tensors)
-            history, best, first = state["history"], state["best"], state["epoch"] + 1
-            self.done += first * len(sequences)
-        for epoch in range(first, self.options.epochs):
-            sums, cells = np.zeros(3), 0
-            for result in train_epoch(
-                parallel, optimisation, sequences, loss_of, len, self.options,
-                epoch=epoch, vocabulary=self.vocabulary, execution=execution, share=self.worker.share,
-            ):  # fmt: skip
-                sums += (result.loss_sum, result.items, result.correct)
-                note = f"{self.name}, epoch {epoch + 1}, loss {result.loss_sum / max(1, result.items):.3f}"
-                cells += result.cells * self.worker.share.workers
-                self.worker.tell(self.done + min(len(sequences), cells), note)
-            self.done += len(sequences)
-            loss, items, correct = np.sum(self.worker.gather(sums), axis=0)
-            chosen = score(*self._scored("choose"), self.config["labels"])
-            history.append(
-                {
-                    "step": epoch + 1,
-                    "optimiser_steps": (epoch + 1) * steps / self.options.epochs,
-                    "train_loss": loss / items,
-                    "train_accuracy": correct / items,
-                    "choosing_macro_f1": chosen["macro_f1"],
-                    "choosing_accuracy": chosen["accuracy"],
-                }
-            )
-            if chosen["macro_f1"] > best:
-                best = chosen["macro_f1"]
-                self._keep_weights()
-            state = {"trial": self.number, "epoch": epoch, "history": history, "best": best}
-            self.worker.save(state, self.model, optimisation, history[-1])
+            weights = balanced_weights(targets, len(self.split.labels)).to(self.worker.execution.device)
+        training = StreamedTraining(
+            self.worker, self.model, self.vocabulary, self.table, self.split.rows["train"], self.cells_digest,
+            classifier_loss(targets, weights, self.config["label_smoothing"]), len, self.options,
+            f"{self.trial.name}, ",
+        )  # fmt: skip
+        history = training.run(self._end_epoch)
+        self.worker.tell(len(targets) * self.options.epochs, f"{self.trial.name} trained", now=True)
         if self.worker.leads:
             storage.write_json(storage.join(self.directory, "history.json"), history)
+
+    def _end_epoch(self, history: History) -> bool:
+        """Score the choosing cells, keep the best weights, and say whether patience is at its end."""
+        # The first worker's word counts for all: the number of epochs may not depend on a rounding.
+        chosen = self.worker.gather(score(*self._scored("choose"), self.split.labels))[0]
+        best = max((entry["choosing_macro_f1"] for entry in history[:-1]), default=-1.0)
+        improved = chosen["macro_f1"] > best
+        without = 0 if improved else history[-2]["epochs_without_improvement"] + 1
+        history[-1] |= {
+            "choosing_macro_f1": chosen["macro_f1"],
+            "choosing_accuracy": chosen["accuracy"],
+            "epochs_without_improvement": without,
+        }
+        if improved:
+            self._keep_weights()
+        return self.config["patience"] is not None and without >= self.config["patience"]
 
     def _keep_weights(self) -> None:
         if self.worker.leads:
@@ -137,22 +134,27 @@ class _Training:
 
     def _scored(self, role: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Predict a role's cells, shared among the workers; targets and logits on every worker, in row order."""
-        share = self.worker.share
-        sequences = self._sequences(role, share.rank, share.workers)
-        mine = predict_logits(self.model, sequences, self.vocabulary.pad_id, execution=self.worker.execution)
-        logits = np.empty((len(self.config["rows"][role]), len(self.config["labels"])), dtype=np.float32)
-        for rank, part in enumerate(self.worker.gather(mine)):
+        share, rows = self.worker.share, self.split.rows[role]
+        mine = rows[share.rank :: share.workers]
+        logits = np.empty((len(rows), len(self.split.labels)), dtype=np.float32)
+        parts = [self._predict(mine[start : start + CELLS_AT_ONCE]) for start in range(0, len(mine), CELLS_AT_ONCE)]
+        for rank, part in enumerate(self.worker.gather(np.concatenate([logits[:0], *parts]))):
             logits[rank :: share.workers] = part
-        return np.array(self.config["targets"][role], dtype=np.int64), logits
+        return self.split.targets[role], logits
+
+    def _predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        sequences = [self.vocabulary.adapt(ids, self.cells_digest) for ids in self.table.read(rows).input_ids]
+        return predict_logits(self.model, sequences, self.vocabulary.pad_id, execution=self.worker.execution)
 
     def predict(self) -> None:
-        """Predict choosing and reporting cells with the kept weights, and write ``predictions.parquet``."""
+        """Predict choosing and reporting cells with the kept weights, write that, and that all is written."""
         self.worker.gather(None)  # the first worker has written the weights once all are here
         kept = find_model(storage.join(self.directory, "model"))
         self.model = CellClassifier.load(kept, self.vocabulary).to(self.worker.execution.device)
         for role in ("choose", "report"):
             targets, logits = self._scored(role)
             if self.worker.leads:
-                rows = np.array(self.config["rows"][role], dtype=np.int64)
-                ids = [str(self.table.cell_ids[row]) for row in rows]
+                ids = [str(self.table.cell_ids[row]) for row in self.split.rows[role]]
                 write_predictions(self.directory, role, ids, targets, logits)
+        if self.worker.leads:
+            storage.write_json(storage.join(self.directory, FINISHED), {"trial": self.trial.name})

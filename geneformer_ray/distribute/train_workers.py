@@ -1,129 +1,68 @@
-"""Ray Train: a group of data-parallel workers, its progress, its checkpoints, and its errors."""
+"""Ray Train from the driver's side: groups of workers, several at once, their progress and their errors."""
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 import threading
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from geneformer_ray.compute.execution import Execution, choose_execution
-from geneformer_ray.compute.training import Share
 from geneformer_ray.data import storage
+from geneformer_ray.distribute.board import Board
+from geneformer_ray.distribute.worker import SECONDS_BETWEEN_POLLS
 from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from torch import nn
-
-    from geneformer_ray.compute.training import Optimisation
-
-__all__ = ["Worker", "Workers", "discard_checkpoints", "fit"]
+__all__ = ["TrainingRun", "Workers", "discard_checkpoints", "fit", "fit_all", "runs_at_once"]
 
 MAX_FAILURES = 3
-SECONDS_BETWEEN_POLLS = 0.5
+SECONDS_TO_STOP = 10.0
 RUNS = "ray_train"
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers train, and what each is given."""
+    """How many workers train, and what each is given.
+
+    Parameters
+    ----------
+    number, cpus, gpu
+        Of one group: its workers, the CPUs of each, and whether each has a GPU.
+    checkpoint_every
+        Optimiser steps between checkpoints beside those at an epoch's end; None writes no others.
+    """
 
     number: int = 1
     cpus: float = 1
     gpu: bool = False
+    checkpoint_every: int | None = None
 
 
-class _Board:
-    """Where rank 0 writes how far it is, for the driver to read."""
-
-    def __init__(self) -> None:
-        self._done, self._note = 0, ""
-
-    def tell(self, done: int, note: str) -> None:
-        self._done, self._note = done, note
-
-    def read(self) -> tuple[int, str]:
-        return self._done, self._note
-
-
-class Worker:
-    """What a training function sees of its place in the group.
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training: a group of workers and a directory of checkpoints of its own.
 
     Parameters
     ----------
+    name
+        Its name among the runs of an output.
     config
-        The configuration that :func:`fit` was given.
+        Plain values and arrays: what is trained on what.
+    cells
+        Cells to train in all, for the progress shown.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        context = ray.train.get_context()
-        self.share = Share(context.get_world_rank(), context.get_world_size())
-        self.execution: Execution = choose_execution(config["precision"], cpus=config["cpus"], gpu=config["gpu"])
-        self._board = config["board"]
-        self._told = 0.0
-
-    @property
-    def leads(self) -> bool:
-        """Whether this worker writes files."""
-        return self.share.rank == 0
-
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """Wrap a model so that gradients are averaged over the workers."""
-        wrapped: nn.Module = ray.train.torch.prepare_model(model)
-        return wrapped
-
-    def tell(self, done: int, note: str) -> None:
-        """Tell the driver how much is done."""
-        if self.leads and time.monotonic() - self._told >= SECONDS_BETWEEN_POLLS:
-            self._told = time.monotonic()
-            self._board.tell.remote(done, note)
-
-    def gather(self, mine: Any) -> list[Any]:
-        """Collect one picklable value of every worker, in rank order, on every worker."""
-        if self.share.workers == 1:
-            return [mine]
-        everyone: list[Any] = [None] * self.share.workers
-        torch.distributed.all_gather_object(everyone, mine)
-        return everyone
-
-    def save(
-        self, state: dict[str, Any], model: nn.Module, optimisation: Optimisation, metrics: dict[str, Any]
-    ) -> None:
-        """Report an epoch, with a checkpoint from which a restarted group goes on.
-
-        All workers call it; the first one writes.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if self.leads:
-                (Path(folder) / "state.json").write_text(json.dumps(state))
-                torch.save({"model": model.state_dict(), **optimisation.state()}, Path(folder) / "training.pt")
-                checkpoint = Checkpoint.from_directory(folder)
-            name = f"trial-{state['trial']:03d}-epoch-{state['epoch']:04d}"
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
-
-    def saved(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Give what the last checkpoint holds, None at the start: the state, and the tensors."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        with checkpoint.as_directory() as folder:
-            state = json.loads((Path(folder) / "state.json").read_text())
-            tensors = torch.load(Path(folder) / "training.pt", map_location="cpu", weights_only=True)
-        return state, tensors
+    name: str
+    config: dict[str, Any]
+    cells: int
 
 
 def fit(
@@ -136,39 +75,122 @@ def fit(
     total: int,
     what: str,
 ) -> None:
-    """Run a training function on a group of workers, restarting it from its last checkpoint when one dies.
+    """Run a training function on one group of workers; as :func:`fit_all` does with many."""
+    fit_all(train, [TrainingRun("run", config, total)], workers=workers, output=output, precision=precision, what=what)
+
+
+def fit_all(
+    train: Callable[[dict[str, Any]], None],
+    runs: Sequence[TrainingRun],
+    *,
+    workers: Workers,
+    output: str,
+    precision: str,
+    what: str,
+) -> None:
+    """Run a training function for every configuration, as many at once as the cluster has room for.
+
+    Each run has a group of workers, which starts again from its last checkpoint when one of them dies.
 
     Parameters
     ----------
     train
-        Called with the configuration on every worker.
-    config
-        Plain values: what is trained on what.
+        Called with a run's configuration on each of its workers.
+    runs
+        What is trained.
     workers
-        The group.
+        Each run's group.
     output
-        Its checkpoints lie here while it runs; a rerun with the same output goes on from the last.
+        Checkpoints lie here while they are needed; a rerun with the same output goes on from the last.
     precision
         ``fp32``, ``bf16`` or ``auto``.
-    total, what
-        Cells to train in all, and a name, for the progress shown.
+    what
+        A name, for the progress shown.
 
     Raises
     ------
     InputError
-        If a worker met bad input.
+        If a worker met bad input. No error of a run leaves another one running.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    board = ray.remote(num_cpus=0)(_Board).remote()
-    runs = storage.join(output, RUNS)
-    trainer = TorchTrainer(
-        train,
+    board = ray.remote(num_cpus=0)(Board).remote()
+    waiting, errors = list(runs), list[BaseException]()
+    lock, over = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            with lock:
+                run = waiting.pop(0) if waiting else None
+            if run is None:
+                return
+            try:
+                _trainer(train, run, board, workers, output, precision).fit()
+            except BaseException as error:  # noqa: BLE001  (the driver's thread raises it)
+                errors.append(error)
+                return
+
+    # Threads of a daemon: a run that cannot be stopped does not keep the process alive.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(len(runs), runs_at_once(workers)))]
+    try:
+        for thread in threads:
+            thread.start()
+        _watch(board, threads, errors, sum(run.cells for run in runs), what)
+    finally:
+        over.set()
+        if any(thread.is_alive() for thread in threads):
+            _stop(board, threads)
+    if errors:
+        raise _bad_input_in(errors[0]) or errors[0]
+
+
+def runs_at_once(workers: Workers) -> int:
+    """Say how many groups the connected cluster has room for now; at least one, for which a cluster may grow."""
+    resources = ray.cluster_resources()
+    room = resources.get("CPU", 0) // (workers.number * workers.cpus)
+    if workers.gpu:
+        room = min(room, resources.get("GPU", 0) // workers.number)
+    return max(1, int(room))
+
+
+def discard_checkpoints(output: str) -> None:
+    """Delete the checkpoints of trainings whose results are safe; until then a rerun goes on from them."""
+    storage.remove(storage.join(output, RUNS))
+
+
+def _trainer(
+    train: Callable[[dict[str, Any]], None],
+    run: TrainingRun,
+    board: Any,
+    workers: Workers,
+    output: str,
+    precision: str,
+) -> TorchTrainer:
+    def train_and_tell(config: dict[str, Any]) -> None:
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        # No public name. It ends its workers, also those that wait for each other, and gives back what they held.
+        controller = get_train_context().controller_actor
+        if not ray.get(board.join.remote(controller)):
+            controller.abort.remote()
+            threading.Event().wait()
+        try:
+            train(config)
+        except Exception as error:
+            # Told at once: Ray Train would first start the group again, as if a machine had failed.
+            if bad := _bad_input_in(error):
+                ray.get(board.refuse.remote(bad))
+            raise
+
+    return TorchTrainer(
+        train_and_tell,
         train_loop_config={
-            **config,
+            **run.config,
             "precision": precision,
             "cpus": workers.cpus,
             "gpu": workers.gpu,
+            "checkpoint_every": workers.checkpoint_every,
             "board": board,
+            "run": run.name,
         },
         torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -177,47 +199,52 @@ def fit(
             resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})},
         ),
         run_config=RunConfig(
-            name="run",
-            storage_path=runs,
+            name=run.name,
+            # Of its own, so that going on does not depend on how many ran at once.
+            storage_path=storage.join(output, RUNS),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
         ),
     )
-    finished = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(board, finished, total, what), daemon=True)
-    watcher.start()
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _bad_input_in(error) or error from error
-    finally:
-        finished.set()
-        watcher.join()
 
 
-def discard_checkpoints(output: str) -> None:
-    """Delete the checkpoints of a training whose results are safe; until then a rerun goes on from them."""
-    filesystem, inside = storage.locate(storage.join(output, RUNS))
-    filesystem.delete_dir(inside)
-
-
-def _watch(board: Any, finished: threading.Event, total: int, what: str) -> None:
-    """Show on the driver what rank 0 tells."""
+def _watch(board: Any, threads: Sequence[threading.Thread], errors: list[BaseException], total: int, what: str) -> None:
+    """Show on the driver what the workers tell, until all runs are done or one of them failed."""
     shown = 0
     with Progress(what, total, "cells") as progress:
-        while not finished.wait(SECONDS_BETWEEN_POLLS):
+        while not errors and (alive := [thread for thread in threads if thread.is_alive()]):
+            alive[0].join(SECONDS_BETWEEN_POLLS)
             shown = _show(board, progress, shown)
-        _show(board, progress, shown)
+        if not errors:
+            _show(board, progress, shown)
 
 
 def _show(board: Any, progress: Progress, shown: int) -> int:
     try:
-        done, note = ray.get(board.read.remote(), timeout=5)
+        done, note, bad_input = ray.get(board.read.remote(), timeout=5)
     except ray.exceptions.RayError:
         return shown  # the board is not up yet, or its node is gone: only the display waits
+    if bad_input is not None:
+        raise bad_input
     progress.advance(done - shown, note)
     return int(done)
+
+
+def _stop(board: Any, threads: Sequence[threading.Thread]) -> None:
+    """End the runs that are left."""
+    try:
+        controllers = ray.get(board.stop.remote(), timeout=SECONDS_TO_STOP)
+        aborted = [controller.abort.remote() for controller in controllers]
+        # Killed where it does not answer. Not at once: what it holds of the cluster would stay taken.
+        _, busy = ray.wait(aborted, num_returns=len(aborted), timeout=SECONDS_TO_STOP) if aborted else ([], [])
+        for controller, answer in zip(controllers, aborted, strict=True):
+            if answer in busy:
+                ray.kill(controller)
+    except ray.exceptions.RayError:
+        return  # the connection is gone, and with it all that ran
+    for thread in threads:
+        thread.join(SECONDS_TO_STOP)
 
 
 def _bad_input_in(error: BaseException) -> InputError | None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from geneformer_ray.data.batching import length_batches, pad, training_steps
+from geneformer_ray.data.batching import WINDOW_BATCHES, Step, TrainingPlan, length_batches, pad, training_steps
 from geneformer_ray.errors import InputError
 
 Steps = list[list[NDArray[np.int64]]]
@@ -137,3 +137,113 @@ def test_an_epoch_does_not_run_from_long_cells_to_short_ones() -> None:
     lengths = skewed(4_000)
     longest = np.array([lengths[np.concatenate(step)].max() for step in plan(lengths, 0, 0, 2, 4096)])
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3
+
+
+# ---------------------------------------------------------------------- windows of many shards
+
+
+def plan_of(
+    lengths: NDArray[np.int64], rows_a_shard: int = 50, *, seed: int = 0, workers: int = 2, tokens: int = 2048,
+    accumulate: int = 1, window: int = 2**16,
+) -> TrainingPlan:  # fmt: skip
+    return TrainingPlan(
+        lengths, np.arange(len(lengths)) // rows_a_shard, seed=seed, workers=workers, tokens_per_batch=tokens,
+        accumulate=accumulate, window_tokens=window,
+    )  # fmt: skip
+
+
+def listed(steps: list[Step]) -> list[object]:
+    return [(s.epoch, s.number, [[cells.tolist() for cells in batch] for batch in s.batches]) for s in steps]
+
+
+@given(
+    cells=st.integers(5, 600),
+    longest=st.integers(1, 40),
+    rows_a_shard=st.integers(1, 40),
+    workers=st.integers(1, 5),
+    budget=st.integers(1, 60),
+    accumulate=st.integers(1, 3),
+    window=st.integers(1, 4000),
+    epoch=st.integers(0, 2),
+)
+@settings(max_examples=150)
+def test_windows_hold_every_cell_once_with_work_for_every_worker(
+    cells: int, longest: int, rows_a_shard: int, workers: int, budget: int, accumulate: int, window: int, epoch: int
+) -> None:
+    lengths = np.random.default_rng(cells).integers(0, longest + 1, cells)
+    made = plan_of(lengths, rows_a_shard, workers=workers, tokens=budget, accumulate=accumulate, window=window)
+    steps = list(made.steps(epoch))
+    assert sorted(int(i) for s in steps for batch in s.batches for cells in batch for i in cells) == list(
+        range(len(lengths))
+    )
+    assert [step.number for step in steps] == list(range(made.count(epoch)))
+    for step in steps:
+        assert 1 <= len(step.batches) <= accumulate
+        assert all(len(batch) == workers and min(map(len, batch)) >= 1 for batch in step.batches)
+    for first in (0, 1, len(steps) // 2, len(steps)):
+        assert listed(list(made.steps(epoch, first))) == listed(steps[first:])
+
+
+def test_long_cells_in_small_batches_leave_no_worker_without_one() -> None:
+    steps = list(plan_of(np.full(300, 60), 1, workers=5, tokens=1, window=1).steps(0))
+    assert [len(cells) for step in steps for batch in step.batches for cells in batch] == [1] * 300
+
+
+def test_a_window_is_bounded_and_mixes_many_places() -> None:
+    lengths = skewed(20_000)
+    made = plan_of(lengths, rows_a_shard=20_000, workers=1, tokens=1024, window=2**20)  # one huge row group
+    windows = made.windows(0)
+    assert len(windows) > 5
+    for number, parts in enumerate(windows):
+        cells = np.concatenate([i for step in made.window_batches(0, number, parts) for batch in step for i in batch])
+        assert 0.8 * 2**20 < lengths[cells].sum() < 2.2 * 2**20
+        assert np.ptp(cells) > 10_000
+
+
+def test_a_window_is_never_smaller_than_a_full_shuffle_needs() -> None:
+    lengths = skewed(4_000)
+    tokens = 8 * WINDOW_BATCHES * 2048
+    made = plan_of(lengths, workers=4, accumulate=2, window=1)
+    assert all(
+        lengths[np.concatenate([i for step in made.window_batches(0, n, parts) for batch in step for i in batch])].sum()
+        > 0.8 * tokens
+        for n, parts in enumerate(made.windows(0))
+    )
+
+
+def test_few_cells_are_shuffled_whole_wherever_they_lie() -> None:
+    lengths = skewed(400)
+    steps = [step.batches[0] for step in plan_of(lengths, 7, window=2**24).steps(3)]
+    assert same(steps, plan(lengths, 0, 3, 2, 2048))
+
+
+def test_a_plan_of_windows_is_a_pure_function_of_seed_and_epoch() -> None:
+    lengths = skewed(2_000)
+    seen = [
+        listed(list(plan_of(lengths.copy(), seed=seed, workers=workers).steps(epoch)))
+        for seed in (0, 1) for epoch in (0, 1) for workers in (1, 2)
+    ]  # fmt: skip
+    np.random.default_rng().random()
+    assert listed(list(plan_of(lengths, seed=1, workers=2).steps(1))) == seen[-1]
+    assert all(one != other for number, one in enumerate(seen) for other in seen[:number])
+
+
+def test_each_epoch_has_windows_of_other_shards() -> None:
+    made = plan_of(skewed(2_000))
+    windows = [{frozenset(parts.tolist()) for parts in made.windows(epoch)} for epoch in range(3)]
+    assert len(windows[0]) > 5
+    assert not windows[0] & windows[1] & windows[2]
+
+
+def pancreas(cells: int) -> NDArray[np.int64]:
+    """Lengths as in Baron's pancreas: about 1,900 genes a cell, few of them below 1,000."""
+    return np.clip(np.random.default_rng(1).normal(1_900, 550, cells), 300, 4_096).astype(np.int64)
+
+
+@pytest.mark.parametrize("lengths", [np.clip(skewed(8_000), 200, 2_048), pancreas(4_000)], ids=["log-normal", "baron"])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_padding_stays_below_a_tenth_in_windows(lengths: NDArray[np.int64], workers: int) -> None:
+    made = plan_of(lengths, 100, workers=workers, tokens=8_192, window=2**20)
+    assert len(made.windows(0)) > 1
+    batches = [cells for step in made.steps(0) for batch in step.batches for cells in batch]
+    assert 1 - lengths.sum() / sum(padded(batch, lengths) for batch in batches) < 0.10

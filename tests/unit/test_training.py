@@ -19,7 +19,9 @@ from transformers import BertForMaskedLM
 from geneformer_ray.compute.classifier import CellClassifier, new_classifier
 from geneformer_ray.compute.encoder import attention_mask
 from geneformer_ray.compute.execution import choose_execution
+from geneformer_ray.compute.freezing import check_frozen_layers, freeze
 from geneformer_ray.compute.model_directory import load_weights, save_model
+from geneformer_ray.compute.optimisation import SCHEDULES, Optimisation
 from geneformer_ray.compute.pretraining import (
     MaskedGeneModel,
     choose_masked,
@@ -29,19 +31,17 @@ from geneformer_ray.compute.pretraining import (
     new_model,
 )
 from geneformer_ray.compute.training import (
-    SCHEDULES,
     BatchLoss,
-    Optimisation,
     Share,
     StepResult,
     TrainingOptions,
     balanced_weights,
     classifier_loss,
     drop_genes,
-    planned_steps,
-    train_epoch,
+    train_step,
+    training_plan,
 )
-from geneformer_ray.data.batching import pad
+from geneformer_ray.data.batching import TrainingPlan, pad
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError
 from tests.conftest import random_cells
@@ -79,11 +79,24 @@ def run_epoch(
     share: Share | None = None,
     items_of: Callable[[np.ndarray], Any] = len,
 ) -> list[StepResult]:
-    steps = train_epoch(
-        model, optimisation, cells, loss_of, items_of, options,
-        epoch=epoch, vocabulary=vocabulary, execution=EXECUTION, share=share,
-    )  # fmt: skip
-    return list(steps)
+    share = share or Share()
+    return [
+        train_step(
+            model, optimisation, step, [[cells[i] for i in workers[share.rank]] for workers in step.batches],
+            loss_of, items_of, options, vocabulary=vocabulary, execution=EXECUTION, share=share,
+        )
+        for step in planned(cells, options, share.workers).steps(epoch)
+    ]  # fmt: skip
+
+
+def planned(cells: list[Cell], options: TrainingOptions, workers: int = 1) -> TrainingPlan:
+    lengths = np.array([len(ids) for ids in cells])
+    return training_plan(lengths, np.zeros_like(lengths), options, workers)
+
+
+def planned_steps(cells: list[Cell], options: TrainingOptions, workers: int = 1) -> int:
+    plan = planned(cells, options, workers)
+    return sum(plan.count(epoch) for epoch in range(options.epochs))
 
 
 # ------------------------------------------------------------------ the optimiser
@@ -97,7 +110,8 @@ def test_weight_decay_spares_biases_and_layer_norms(classifier: CellClassifier) 
     options = TrainingOptions(epochs=1, learning_rate=0.1, warmup_fraction=0, schedule="constant", weight_decay=0.5)
     optimisation = Optimisation(classifier, options, total_steps=10)
     # A gradient of zero everywhere leaves only the decay.
-    optimisation.step(sum(parameter.sum() for parameter in classifier.parameters()) * 0.0)
+    (sum(parameter.sum() for parameter in classifier.parameters()) * 0.0).backward()
+    optimisation.step()
     for name, after in classifier.named_parameters():
         spared = name.endswith("bias") or "LayerNorm" in name
         torch.testing.assert_close(after.detach(), before[name] * (1.0 if spared else 1 - 0.1 * 0.5), msg=name)
@@ -110,7 +124,8 @@ def test_gradients_are_clipped_to_the_norm() -> None:
         model = nn.Linear(3, 1)
         nn.init.ones_(model.weight)
         options = TrainingOptions(epochs=1, learning_rate=0.1, warmup_fraction=0, max_grad_norm=1e-8)
-        Optimisation(model, options, total_steps=1).step(steepness * model(torch.tensor([1.0, 2.0, 3.0])).sum())
+        (steepness * model(torch.tensor([1.0, 2.0, 3.0])).sum()).backward()
+        Optimisation(model, options, total_steps=1).step()
         after.append(model.weight.detach().clone())
     torch.testing.assert_close(after[0], after[1], atol=1e-6, rtol=0)
     # Adam's epsilon is as large as these gradients: an unclipped step would be the whole learning rate.
@@ -124,7 +139,8 @@ def test_the_rate_rises_and_falls() -> None:
     rates = []
     for _ in range(4):
         rates.append(optimisation.state()["adamw"]["param_groups"][0]["lr"])
-        optimisation.step(parameter(torch.ones(1)).sum())
+        parameter(torch.ones(1)).sum().backward()
+        optimisation.step()
     assert rates == [0, 0.5, 1, 0.5]
     assert optimisation.state()["adamw"]["param_groups"][0]["lr"] == 0
 
@@ -140,7 +156,8 @@ def test_the_schedules_that_are_named(schedule: str) -> None:
     model = nn.Linear(1, 1)
     optimisation = Optimisation(model, TrainingOptions(epochs=1, learning_rate=1, schedule=schedule), 10)
     for _ in range(10):
-        optimisation.step(model(torch.ones(1)).sum())
+        model(torch.ones(1)).sum().backward()
+        optimisation.step()
 
 
 # ------------------------------------------------------------------ data-parallel
@@ -153,8 +170,7 @@ class Gradients(Optimisation):
         self.model = model
         self.steps: list[list[torch.Tensor]] = []
 
-    def step(self, loss: torch.Tensor) -> None:
-        loss.backward()
+    def step(self) -> None:
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         self.steps.append([parameter.grad.clone() for parameter in parameters])
         self.model.zero_grad(set_to_none=True)
@@ -203,6 +219,73 @@ def test_two_workers_step_like_one(
             torch.testing.assert_close((a + b) / 2, expected, atol=1e-6, rtol=1e-5, msg=lambda m, s=step: f"{s}: {m}")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_accumulated_batches_step_like_one_big_batch(
+    classifier: CellClassifier, vocabulary: GeneVocabulary, separable: tuple[list[Cell], np.ndarray], workers: int
+) -> None:
+    """Whatever the sizes of the micro-batches: every cell of a step counts the same, on every worker."""
+    cells, targets = separable
+    for module in classifier.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    options = TrainingOptions(epochs=1, learning_rate=0.0, tokens_per_batch=48, accumulate=3)
+    recorders, results = [], []
+    for rank in range(workers):
+        recorders.append(Gradients(classifier))
+        share = Share(rank, workers)
+        results.append(
+            run_epoch(classifier, recorders[-1], cells, classifier_loss(targets), options, vocabulary, share=share)
+        )
+    steps = list(planned(cells, options, workers).steps(0))
+    assert len(steps) == len(recorders[0].steps) > 2
+    assert len({len(batch) for step in steps for batches in step.batches for batch in batches}) > 1
+    for number, step in enumerate(steps):
+        together = np.concatenate([batch for batches in step.batches for batch in batches])
+        ids, real = pad([cells[i] for i in together], vocabulary.pad_id)
+        mask_BL = attention_mask(torch.from_numpy(real), ids.shape[1])
+        loss, _ = classifier_loss(targets)(classifier, torch.from_numpy(ids), mask_BL, together)
+        assert float(loss.detach()) == pytest.approx(sum(worker[number].loss_sum for worker in results), rel=1e-5)
+        (loss / len(together)).backward()
+        expected = [parameter.grad for parameter in classifier.parameters() if parameter.grad is not None]
+        for number_of, gradient in enumerate(expected):
+            mean = sum(recorder.steps[number][number_of] for recorder in recorders) / workers
+            torch.testing.assert_close(mean, gradient, atol=1e-6, rtol=1e-5)
+        classifier.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+@pytest.mark.parametrize("layers", [0, 2, 3])
+def test_what_is_frozen_stays_as_it_is(
+    classifier: CellClassifier,
+    vocabulary: GeneVocabulary,
+    separable: tuple[list[Cell], np.ndarray],
+    layers: int,
+    embeddings: bool,
+) -> None:
+    """And all else is learned; what is frozen has no gradient and is unknown to the optimiser."""
+    cells, targets = separable
+    freeze(classifier, layers=layers, embeddings=embeddings)
+    fronts = [f"bert.encoder.layer.{number}." for number in range(layers)] + ["bert.embeddings."] * embeddings
+    frozen = {name for name, _ in classifier.named_parameters() if name.startswith(tuple(fronts))}
+    before = {name: value.detach().clone() for name, value in classifier.named_parameters()}
+    options = TrainingOptions(epochs=1, learning_rate=0.01, warmup_fraction=0, tokens_per_batch=128)
+    optimisation = Optimisation(classifier, options, planned_steps(cells, options))
+    run_epoch(classifier, optimisation, cells, classifier_loss(targets), options, vocabulary)
+    learned = sum(len(group["params"]) for group in optimisation.state()["adamw"]["param_groups"])
+    assert learned == len(before) - len(frozen)
+    for name, after in classifier.named_parameters():
+        assert after.requires_grad == (name not in frozen)
+        # The gradient of a key's bias is zero: softmax does not see what all scores have in common.
+        if not name.endswith("key.bias"):
+            assert torch.equal(after.detach(), before[name]) == (name in frozen), name
+
+
+def test_more_frozen_layers_than_there_are_are_refused(classifier: CellClassifier) -> None:
+    for refuse in (lambda: freeze(classifier, layers=4), lambda: check_frozen_layers(4, classifier.config)):
+        with pytest.raises(InputError, match="--freeze-layers: got 4; takes 0 to 3, the layers that the model has"):
+            refuse()
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_an_epoch_sees_every_cell_once(
     vocabulary: GeneVocabulary, separable: tuple[list[Cell], np.ndarray], workers: int
@@ -237,12 +320,12 @@ def test_an_epoch_sees_every_cell_once(
         )
         for epoch in epochs
     )
-    assert planned_steps(np.array([len(ids) for ids in cells]), options, workers) == total
+    assert planned_steps(cells, options, workers) == total
 
 
 def test_more_workers_than_cells_are_refused() -> None:
     with pytest.raises(InputError, match="--num-workers: got 3 for 2 training cells"):
-        planned_steps(np.array([4, 4]), TrainingOptions(epochs=1, learning_rate=1), 3)
+        planned_steps([np.arange(4)] * 2, TrainingOptions(epochs=1, learning_rate=1), 3)
 
 
 # ------------------------------------------------------------------ a pure function of where we are
@@ -258,7 +341,7 @@ def test_resuming_is_an_unbroken_run(
     for module in classifier.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.1
-    total = planned_steps(np.array([len(ids) for ids in cells]), RESUMED, 1)
+    total = planned_steps(cells, RESUMED)
     unbroken, resumed = classifier, copy.deepcopy(classifier)
     optimisation = Optimisation(unbroken, RESUMED, total)
     loss_of = classifier_loss(targets)
@@ -403,7 +486,7 @@ def test_one_epoch_learns_separable_cells(
         return float(loss) / len(cells), correct
 
     before, _ = whole()
-    steps = planned_steps(np.array([len(ids) for ids in cells]), options, 1)
+    steps = planned_steps(cells, options)
     results = run_epoch(model, Optimisation(model, options, steps), cells, loss_of, options, own)
     after, correct = whole()
     assert after < 0.3 * before
@@ -488,7 +571,7 @@ def test_training_lowers_the_masked_loss(
     model = load_weights(MaskedGeneModel, model_directory)
     masked = count_masked(cells, vocabulary)
     options = TrainingOptions(epochs=6, learning_rate=0.01, tokens_per_batch=128)
-    steps = planned_steps(np.array([len(ids) for ids in cells]), options, 1)
+    steps = planned_steps(cells, options)
     optimisation = Optimisation(model, options, steps)
     losses = []
     for epoch in range(options.epochs):

@@ -1,0 +1,42 @@
+"""The flags that say which cells train, choose and report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from geneformer_ray.data.splits import GroupSplit, folds_by_group, split_by_group
+from geneformer_ray.errors import InputError
+from ray_jobs.training_flags import TrainingConfig
+
+if TYPE_CHECKING:
+    from geneformer_ray.data.cells import CellTable
+
+__all__ = ["SplittingConfig"]
+
+
+class SplittingConfig(TrainingConfig):
+    """A training of labels, on whole groups of cells."""
+
+    label: str = Field(description="column of cell types or states to learn")
+    group: str = Field(description="column of donors, libraries, individuals: no group is on both sides of the split")
+    train_groups: tuple[str, ...] = Field((), description="groups to train on (default: dealt out by size)")
+    choose_groups: tuple[str, ...] = Field((), description="groups to choose epoch and champion on")
+    report_groups: tuple[str, ...] = Field((), description="groups to report on")
+    folds: int | None = Field(None, ge=2, description="cross-validate over groups, in so many folds")
+    min_cells: int = Field(10, ge=1, description="labels with fewer cells in some role are dropped, and listed")
+
+    def splits(self, table: CellTable) -> list[GroupSplit]:
+        """Say which cells train, choose and report: once, or once a fold."""
+        rows = table.select(self.filter)
+        labels, groups = table.column(self.label, "--label"), table.column(self.group, "--group")
+        if self.folds is None:
+            assigned = {"train": self.train_groups, "choose": self.choose_groups, "report": self.report_groups}
+            return [split_by_group(rows, labels, groups, assigned=assigned, min_cells=self.min_cells)]
+        for flag, given in (("--train-groups", self.train_groups), ("--choose-groups", self.choose_groups)):
+            if given:
+                raise InputError(flag, f"{','.join(given)} beside --folds", "nothing: folds deal these groups out")
+        return folds_by_group(
+            rows, labels, groups, folds=self.folds, min_cells=self.min_cells, held_out=self.report_groups
+        )
