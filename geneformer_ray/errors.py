@@ -7,7 +7,8 @@
     │   ├── UnknownGeneError      a gene that the vocabulary does not hold, with the nearest matches
     │   └── VocabularyMismatch    cells, model or table were made with another vocabulary
     ├── OutputExistsError     the output already holds something that must not be mixed (exit code 2)
-    └── NotThereYetError      a flag whose behaviour is not written yet (exit code 2)
+    ├── NotThereYetError      a flag whose behaviour is not written yet (exit code 2)
+    └── RegistryUnavailable   MLflow is down, locked or refuses; what was trained lies on disk (exit code 1)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = [
     "InputError",
     "NotThereYetError",
     "OutputExistsError",
+    "RegistryUnavailable",
     "UnknownGeneError",
     "VocabularyMismatch",
 ]
@@ -88,3 +90,26 @@ class NotThereYetError(InputError):
     def flag(cls, field: str, got: object, so_far: str) -> NotThereYetError:
         """Say what works so far."""
         return cls(field, f"{got}, which is not there yet", so_far)
+
+
+class RegistryUnavailable(GeneformerRayError):
+    """MLflow's store cannot be reached or written: the input was right, and the same command may work later.
+
+    Parameters
+    ----------
+    store
+        Its tracking URI, without credentials.
+    why
+        What MLflow said.
+    then
+        What is safe, and which command finishes the job.
+    """
+
+    def __init__(self, store: str, why: str, then: str) -> None:
+        super().__init__(f"MLflow at {store} failed ({why}); {then}")
+        self.store = store
+        self.why = why
+        self.then = then
+
+    def __reduce__(self) -> tuple[type[RegistryUnavailable], tuple[str, str, str]]:
+        return type(self), (self.store, self.why, self.then)

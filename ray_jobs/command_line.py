@@ -1,8 +1,9 @@
 """From flags and a YAML file to a job's typed configuration, and from its result to an exit code.
 
 Every field of a configuration is a flag; every flag can stand in the YAML file given as ``--config``, and a flag on the
-command line wins. A bad value ends with exit code 2 and one line that names it. The last line of standard output is one
-JSON object: the job's summary.
+command line wins. A bad value ends with exit code 2 and one line that names it; an MLflow store that is down or locked
+with exit code 1 and one line that says what finishes the job. The last line of standard output is one JSON object: the
+job's summary.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geneformer_ray.data import storage
-from geneformer_ray.errors import InputError
+from geneformer_ray.errors import InputError, RegistryUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,7 +80,9 @@ def _from_text(kind: type[JobConfig], name: str, value: Any) -> Any:
         return {str(choice): choice for choice in get_args(annotation)}.get(value, value)
     if get_origin(annotation) is tuple:
         if isinstance(value, str):
-            return [part.strip() for part in value.split(",") if part.strip()]
+            parts = [part.strip() for part in value.split(",")]
+            extra = kind.model_fields[name].json_schema_extra
+            return parts if isinstance(extra, dict) and extra.get("keeps_empty") else [part for part in parts if part]
         return [value] if isinstance(value, int | float) else value  # YAML: seeds: 0
     if annotation is str and isinstance(value, list):
         return ",".join(map(str, value))  # YAML: genes: [A, B]
@@ -161,6 +164,16 @@ def main(kind: type[ConfigT], run: Callable[[ConfigT], dict[str, Any]], descript
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(2)
+    except RegistryUnavailable as error:
+        # Nothing is wrong with the input, and the message says what finishes the job; no summary, for it is not done.
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"{prog}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped; the same command goes on where it can", file=sys.stderr)
+        sys.exit(130)
     print(json.dumps(summary), flush=True)
     sys.exit(0)
 

@@ -1,4 +1,9 @@
-"""Make a registered version the champion, or go back to the one before."""
+"""Make a registered version the champion if it beats the present one, or go back to the one before.
+
+The candidate is chosen by macro F1 on the choosing cells, and compared with the champion by macro F1 on the reporting
+cells, which must be the same ones. A candidate that is not better ends with exit code 0 and "promoted": false in the
+summary, whose other figures are the champion's.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,9 @@ from typing import Any
 from pydantic import Field
 
 from geneformer_ray.errors import InputError
-from geneformer_ray.manage.registry import open_store, promote, rollback
+from geneformer_ray.manage.promotion import REPORTING_METRIC, promote, rollback
+from geneformer_ray.manage.registry import open_store, reaching_store, without_credentials
+from geneformer_ray.progress import say
 from ray_jobs.command_line import JobConfig, main, store_directory
 
 
@@ -16,7 +23,15 @@ class PromoteConfig(JobConfig):
 
     registered_model: str = Field(description="name in the registry")
     version: int | None = Field(
-        None, ge=1, description="the version (default: the best macro F1 on the choosing cells)"
+        None, ge=1, description="the candidate (default: the best macro F1 on the choosing cells)"
+    )
+    margin: float = Field(
+        0.0, ge=-1, le=1,
+        description="macro F1 on the reporting cells must exceed the champion's by more than this; below 0: how much "
+        "worse it may be",
+    )  # fmt: skip
+    allow_change: bool = Field(
+        False, description="admit another label set or vocabulary, or other reporting cells (then without comparison)"
     )
     rollback: bool = Field(False, description="make the previous champion the champion again")
 
@@ -25,17 +40,26 @@ def run(config: PromoteConfig) -> dict[str, Any]:
     """Move the alias ``champion``; the former champion becomes ``previous``."""
     if config.rollback and config.version is not None:
         raise InputError("--version", config.version, "nothing with --rollback, which knows the version")
-    tracking = open_store(store_directory())
-    if config.rollback:
-        champion, former = rollback(config.registered_model)
-    else:
-        champion, former = promote(config.registered_model, config.version)
+    tracking = without_credentials(open_store(store_directory()))
+    with reaching_store("repeat the command once it answers"):
+        if config.rollback:
+            found = rollback(config.registered_model)
+        else:
+            found = promote(
+                config.registered_model, config.version, margin=config.margin, allow_change=config.allow_change
+            )
+    champion = found.champion
+    say(f"{'promoted' if found.promoted else 'not promoted'} version {found.candidate.version}: {found.reason}")
     return {
         "name": champion.name,
         "version": champion.version,
-        "previous": former,
+        "previous": found.previous,
+        "promoted": found.promoted,
+        "reason": found.reason,
+        "candidate": found.candidate.version,
+        "margin": config.margin,
         "pooling": champion.tags.get("pooling"),
-        "macro_f1": _number(champion.tags.get("reporting_macro_f1")),
+        "macro_f1": _number(champion.tags.get(REPORTING_METRIC)),
         "accuracy": _number(champion.tags.get("reporting_accuracy")),
         "mlflow": tracking,
     }

@@ -95,8 +95,9 @@ def _key_figures(
 
 
 def _poolings(tuned: dict[str, Any], champion: dict[str, Any]) -> Section:
-    rows = [{"pooling": name, **scores} for name, scores in tuned["pooling"].items()]
-    table = pd.DataFrame([*rows, {"pooling": plots.BASELINE, **tuned["baseline"]}])
+    scored = {**tuned["pooling"], plots.BASELINE: tuned["baseline"]}
+    shown = ("macro_f1", "accuracy")
+    table = pd.DataFrame([{"pooling": name} | {key: scores[key] for key in shown} for name, scores in scored.items()])
     best = max(tuned["pooling"], key=lambda name: tuned["pooling"][name]["macro_f1"])
     counts = tuned["cells"]
     return Section(

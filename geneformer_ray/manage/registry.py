@@ -1,48 +1,49 @@
-"""MLflow: runs with their metrics and figures, registered model versions, and the champion alias."""
+"""The MLflow store: opening it, what it says when it cannot be reached, and the registered models in it."""
 
 from __future__ import annotations
 
 import os
-import warnings
+import re
+import sqlite3
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from geneformer_ray.errors import InputError
+from geneformer_ray.errors import InputError, RegistryUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from matplotlib.figure import Figure
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
-    "CHAMPION",
-    "CHOOSING_METRIC",
-    "PREVIOUS",
-    "SPLIT_TAG",
+    "EXPERIMENT",
+    "NOT_THERE",
     "ModelVersion",
+    "check_name",
     "find_registered",
     "is_registry_uri",
     "local_source",
-    "log_run",
     "open_store",
     "pinned_uri",
-    "promote",
-    "register",
-    "rollback",
+    "reaching_store",
     "version_of_alias",
+    "versions_of",
+    "without_credentials",
 ]
 
-CHAMPION, PREVIOUS = "champion", "previous"
-CHOOSING_METRIC = "choosing_macro_f1"
-SPLIT_TAG = "split_digest"
 EXPERIMENT = "geneformer-ray"
 # How MLflow says that a model or an alias does not exist, by kind of store.
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-# Pickles are never read from a store that others can write to; this is read when MLflow loads a model.
-os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+# Seconds to wait for the SQLite file that another process has locked.
+LOCKED_AT_MOST = 10.0
+# Pickles are never read from a store that others can write to, whatever the environment says; MLflow reads this when
+# it loads a model. Every module of this package that imports MLflow imports this one.
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 # Several processes of one machine share the SQLite file, and our own progress is enough.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# MLflow's seven retries take four minutes, in which a person thinks that the job hangs. Nothing is lost by giving up
+# after a quarter of a minute: `ray_jobs.register` finishes what could not be recorded.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,42 @@ class ModelVersion:
     run_id: str
 
 
+@contextmanager
+def reaching_store(then: str) -> Iterator[None]:
+    """Turn what MLflow, its database and its files raise into one error.
+
+    Parameters
+    ----------
+    then
+        What is safe, and which command finishes the job.
+
+    Raises
+    ------
+    RegistryUnavailable
+        The store is down, locked, or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    # Errors of the network are OSErrors too.
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        store = os.environ.get("MLFLOW_TRACKING_URI", "its default place")
+        why = _short(without_credentials(lines[0]))
+        raise RegistryUnavailable(without_credentials(store), why, then) from error
+
+
+def without_credentials(uri: str) -> str:
+    """Give a tracking URI, or a text with one, as it may be printed and kept: without user and password."""
+    return re.sub(r"//[^/@\s]*@", "//", uri)
+
+
+def _short(text: str, longest: int = 240) -> str:
+    return text if len(text) <= longest else text[:longest].rsplit(" ", 1)[0] + " ..."
+
+
 def open_store(default_directory: str) -> str:
     """Open the tracking store of ``MLFLOW_TRACKING_URI``, else an SQLite file; give its URI.
 
@@ -64,119 +101,55 @@ def open_store(default_directory: str) -> str:
     ----------
     default_directory
         Where ``mlflow.db`` goes without ``MLFLOW_TRACKING_URI``; an absolute local path.
+
+    Raises
+    ------
+    RegistryUnavailable
+        The store does not answer, or is locked.
     """
     import logging
 
+    # MLflow's own lines say what ours say again: which version was made, that the package itself is a requirement.
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    # A traceback of every error of the database, which is raised as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each retry
+    uri = os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{default_directory}/mlflow.db")
+    with reaching_store("nothing has been lost: repeat the command once it answers"):
+        _open(uri)
+    return uri
+
+
+def _open(uri: str) -> None:
     import mlflow
 
-    # Its own lines say what ours say again: which version was made, and that the package itself is a requirement.
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    uri = os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{default_directory}/mlflow.db")
     artifacts = None
     if uri.startswith("sqlite:///"):
+        file = Path(uri.removeprefix("sqlite:///")).absolute()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _check_unlocked(file)
         # Beside the database: MLflow's own default would be the working directory of whoever comes first.
-        folder = Path(uri.removeprefix("sqlite:///")).absolute().parent
-        folder.mkdir(parents=True, exist_ok=True)
-        artifacts = (folder / "artifacts").as_uri()
+        artifacts = (file.parent / "artifacts").as_uri()
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient()
     if client.get_experiment_by_name(EXPERIMENT) is None:
         client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     mlflow.set_experiment(EXPERIMENT)
-    return uri
 
 
-def log_run(
-    name: str,
-    *,
-    parameters: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    curves: Iterable[Mapping[str, float]] = (),
-    figures: Mapping[str, Figure] | None = None,
-    documents: Mapping[str, Any] | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> str:
-    """Log one finished run; give its id.
-
-    Parameters
-    ----------
-    name
-        The run's name.
-    parameters, metrics, tags
-        As MLflow has them.
-    curves
-        One mapping a step, with a key ``step``.
-    figures
-        File name -> figure.
-    documents
-        File name -> JSON content.
-    """
-    import mlflow
-
-    with mlflow.start_run(run_name=name) as run:
-        mlflow.log_params({key: str(value)[:500] for key, value in parameters.items()})
-        mlflow.log_metrics(dict(metrics))
-        for point in curves:
-            values = {key: float(value) for key, value in point.items() if key != "step"}
-            mlflow.log_metrics(values, step=int(point["step"]))
-        for file, figure in (figures or {}).items():
-            mlflow.log_figure(figure, file)
-        for file, content in (documents or {}).items():
-            mlflow.log_dict(content, file)
-        if tags:
-            mlflow.set_tags(dict(tags))
-        return str(run.info.run_id)
+def _check_unlocked(file: Path) -> None:
+    """Read a line of the database: MLflow itself tries a locked one ten times, for minutes."""
+    if file.exists():
+        with closing(sqlite3.connect(file, timeout=LOCKED_AT_MOST)) as connection:
+            connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
 
 
-def register(run_id: str, directory: Path, name: str, tags: Mapping[str, str]) -> ModelVersion:
-    """Register a self-contained model directory as a new version.
-
-    Parameters
-    ----------
-    run_id
-        The run that made it.
-    directory
-        The model directory.
-    name
-        The registered model's name.
-    tags
-        Metrics and digests of the version.
-    """
-    from importlib.metadata import version
-
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        # An example would have MLflow load the model and predict, for every version; the signature says it all.
-        warnings.filterwarnings("ignore", "(?s).*An input example was not provided")
-        info = mlflow.pyfunc.log_model(
-            name="classifier",
-            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"model": str(directory)},
-            # What loads it beside this package, which has to be installed there.
-            pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch", "transformers")],
-            signature=_signature(),
-        )
-    client = mlflow.MlflowClient()
-    try:
-        client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code not in NOT_THERE:
-            raise
-        client.create_registered_model(name)
-    texts = {key: str(value) for key, value in tags.items()}
-    made = client.create_model_version(name, info.model_uri, run_id=run_id, tags=texts, model_id=info.model_id)
-    return ModelVersion(name, int(made.version), texts, run_id)
-
-
-def _signature() -> Any:
-    """Say what the model takes: a column of token id lists."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Schema
-
-    return ModelSignature(inputs=Schema([ColSpec(Array(DataType.long), name="input_ids")]))
+def check_name(name: str, flag: str = "--registered-model") -> str:
+    """Check a registered model's name: it is also part of ``models:/NAME@ALIAS``."""
+    if not re.fullmatch(r"[\w.\- ]+", name):
+        raise InputError(flag, repr(name), "a name of letters, digits, dots, dashes, underscores and spaces")
+    return name
 
 
 def is_registry_uri(model: str) -> bool:
@@ -230,7 +203,8 @@ def local_source(source: str, tracking_uri: str | None) -> str:
     return str(find_registered(source))
 
 
-def _versions(name: str) -> list[ModelVersion]:
+def versions_of(name: str) -> list[ModelVersion]:
+    """Give a registered model's versions, the oldest first."""
     import mlflow
 
     found = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
@@ -251,51 +225,3 @@ def version_of_alias(name: str, alias: str) -> int | None:
         if error.error_code not in NOT_THERE:
             raise
         return None
-
-
-def promote(name: str, version: int | None = None) -> tuple[ModelVersion, int | None]:
-    """Make a version the champion; the former champion becomes ``previous``.
-
-    Parameters
-    ----------
-    name
-        The registered model.
-    version
-        The version; by default the one with the highest macro F1 on the choosing cells, among those with the newest
-        version's split.
-
-    Returns
-    -------
-    champion, former
-        The champion, and the number of the version that was it before.
-    """
-    import mlflow
-
-    versions = _versions(name)
-    if version is None:
-        # Figures compare only on the same cells: those of the newest version's split.
-        split = versions[-1].tags.get(SPLIT_TAG)
-        measured = [v for v in versions if CHOOSING_METRIC in v.tags and v.tags.get(SPLIT_TAG) == split]
-        if not measured:
-            raise InputError("--version", "nothing", f"a version: none of {name} is tagged with {CHOOSING_METRIC}")
-        chosen = max(measured, key=lambda item: (float(item.tags[CHOOSING_METRIC]), item.version))
-    else:
-        matching = [item for item in versions if item.version == version]
-        if not matching:
-            raise InputError("--version", version, f"one of {', '.join(str(item.version) for item in versions)}")
-        chosen = matching[0]
-    client = mlflow.MlflowClient()
-    former = version_of_alias(name, CHAMPION)
-    if former is not None and former != chosen.version:
-        client.set_registered_model_alias(name, PREVIOUS, str(former))
-    client.set_registered_model_alias(name, CHAMPION, str(chosen.version))
-    return chosen, former
-
-
-def rollback(name: str) -> tuple[ModelVersion, int | None]:
-    """Make the previous champion the champion again; the two change places."""
-    _versions(name)
-    previous = version_of_alias(name, PREVIOUS)
-    if previous is None:
-        raise InputError("--rollback", f"{name} without a previous champion", "a model that was promoted twice")
-    return promote(name, previous)

@@ -1,161 +1,183 @@
-"""From finished trials to MLflow runs, registered versions and one summary, with the baseline beside them."""
+"""From a finished training to MLflow runs, registered versions and one summary, with the baseline beside them."""
 
 from __future__ import annotations
 
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
+import shlex
+import statistics
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from geneformer_ray.compute.baseline import baseline_scores
 from geneformer_ray.compute.model_directory import find_model
-from geneformer_ray.compute.scores import score
 from geneformer_ray.data import storage
+from geneformer_ray.data.digests import digest_of
 from geneformer_ray.manage import plots
-from geneformer_ray.manage.registry import CHOOSING_METRIC, SPLIT_TAG, log_run, register
+from geneformer_ray.manage.calibration_plot import reliability_diagram
+from geneformer_ray.manage.promotion import (
+    CHOOSING_METRIC,
+    LABELS_TAG,
+    REPORTING_METRIC,
+    SPLIT_TAG,
+    TEST_TAG,
+    VOCABULARY_TAG,
+)
+from geneformer_ray.manage.registry import reaching_store
+from geneformer_ray.manage.runs import DIGEST_TAG, RunRecord, log_run, register
+from geneformer_ray.manage.trained_run import MISCLASSIFIED, Record, TrainedRun, digest_of_test
 from geneformer_ray.manage.training_curves import TrainingCurve, training_curves
 from geneformer_ray.manage.trials import Trial, read_predictions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.figure import Figure
 
-    from geneformer_ray.data.cells import CellTable
-    from geneformer_ray.data.splits import GroupSplit
-    from geneformer_ray.data.vocabulary import GeneVocabulary
+    from geneformer_ray.manage.trained_run import Fold
 
-__all__ = ["Record", "curve_of", "record_trials"]
+__all__ = ["Record", "curve_of", "log_trained_run", "record_trials"]
 
-LOGGED = ("class_weights", "label_smoothing", "attention_dropout", "precision")
-SCORED_ROLES = {"choose": "choosing", "report": "reporting"}
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is to be recorded.
-
-    Parameters
-    ----------
-    table, vocabulary, split, manifest
-        The cells, their vocabulary, how they were split, and the split as logged.
-    trials
-        What was trained.
-    output
-        Where the trials lie.
-    registered_model
-        The name to register them under; None leaves them on disk.
-    plan
-        The run's plan: options and digests.
-    """
-
-    table: CellTable
-    vocabulary: GeneVocabulary
-    split: GroupSplit
-    manifest: dict[str, Any]
-    trials: list[Trial]
-    output: str
-    registered_model: str | None
-    plan: dict[str, Any]
+SUMMARISED = ("macro_f1", "accuracy", "expected_calibration_error")
+# Of the plan, beside its options; all of it is in config.json.
+LOGGED = ("label", "group", "workers", "class_weights", "label_smoothing", "attention_dropout", "precision")
+LONGEST_NAME = 200  # of a metric; MLflow takes 250 characters
 
 
 def record_trials(record: Record) -> dict[str, Any]:
-    """Score every trial, log it, register it; give the summary of all."""
-    baseline = _baseline(record)
-    baseline_run = log_run(
-        "baseline PCA + logistic regression",
-        parameters={"model": "PCA(50) + logistic regression on rank value encodings", "label": record.plan["label"]},
-        metrics=_flat(baseline),
-        figures=_confusion(baseline, "Baseline"),
-        documents={"split.json": record.manifest, "scores.json": baseline},
-        tags=_tags(record),
-    )
-    trials = []
-    for trial in record.trials:
-        scores = _scores(trial.directory(record.output), record.split.labels)
-        named = {"pooling": trial.pooling, "seed": trial.seed}
-        trials.append({**named, **_log(record, trial, scores), "scores": scores})
-    poolings = {
-        pooling: _mean([t["scores"]["reporting"] for t in trials if t["pooling"] == pooling])
-        for pooling in dict.fromkeys(trial.pooling for trial in record.trials)
-    }
+    """Score every trial and write all that recording needs, then log and register it; give the summary of all.
+
+    A second attempt goes on where the first one stopped.
+
+    Raises
+    ------
+    RegistryUnavailable
+        MLflow is down, locked or refuses; the message names the command that finishes the job.
+    """
+    return log_trained_run(TrainedRun.of(record), record.registered_model)
+
+
+def log_trained_run(run: TrainedRun, registered_model: str | None) -> dict[str, Any]:
+    """Log and register what a training left in its output; each run and version is made once, however often called.
+
+    Parameters
+    ----------
+    run
+        The training.
+    registered_model
+        The name to register under; None leaves the models on disk.
+
+    Raises
+    ------
+    RegistryUnavailable
+        As :func:`record_trials`.
+    """
+    name = f" --registered-model {shlex.quote(registered_model)}" if registered_model else ""
+    command = f"python -m ray_jobs.register --output {shlex.quote(run.output)}{name}"
+    then = f"the trained models are safe in {run.output}: once it answers, `{command}` finishes the job"
+    baselines, baseline_runs = [], []
+    for number, fold in enumerate(run.folds):
+        scores = storage.read_json(run.place("baseline", number))
+        record = _baseline_record(run, number, fold, scores)
+        with reaching_store(then):
+            baseline_runs.append(log_run(record))
+        baselines.append(scores)
+    trials = [_log_trial(run, trial, registered_model, then) for trial in run.trials]
+    single = len(run.folds) == 1
     return {
-        "cells": {role: len(rows) for role, rows in record.split.rows.items()},
-        "labels": record.split.labels,
-        "dropped_labels": record.split.dropped,
-        "pooling": poolings,
-        "baseline": _mean([baseline["reporting"]]),
-        "baseline_run": baseline_run,
-        "trials": [
-            {key: value for key, value in trial.items() if key != "scores"}
-            | {
-                f"{role}_{name}": trial["scores"][role][name]
-                for role in trial["scores"]
-                for name in ("macro_f1", "accuracy")
-            }
-            for trial in trials
-        ],
+        **({"cells": run.folds[0].cells} if single else {"folds": [{"cells": fold.cells} for fold in run.folds]}),
+        "labels": run.labels,
+        "dropped_labels": {label: count for fold in run.folds for label, count in fold.dropped.items()},
+        "pooling": {
+            pooling: _spread([trial for trial in trials if trial["pooling"] == pooling])
+            for pooling in dict.fromkeys(trial.pooling for trial in run.trials)
+        },
+        "baseline": _spread([_summarised(scores) for scores in baselines]),
+        "baseline_run": baseline_runs[0] if single else baseline_runs,
+        "trials": trials,
     }
 
 
-def _scores(directory: str, labels: list[str]) -> dict[str, dict[str, Any]]:
-    scores = {}
-    for role, name in SCORED_ROLES.items():
-        _, targets, logits = read_predictions(directory, role)
-        scores[name] = score(targets, logits, labels)
-    return scores
+def _log_trial(run: TrainedRun, trial: Trial, registered_model: str | None, then: str) -> dict[str, Any]:
+    """Log one trial and register its model; give its line of the summary."""
+    directory = trial.directory(run.output)
+    scores = storage.read_json(storage.join(directory, "scores.json"))
+    digest = digest_of(run.id, trial.name)
+    tags = _trial_tags(run, trial, scores)
+    model = find_model(storage.join(directory, "model"), "--output")
+    record = _trial_record(run, trial, digest, scores, tags)
+    with reaching_store(then):
+        run_id = log_run(record)
+    _keep_receipt(directory, {DIGEST_TAG: digest, "run_id": run_id})
+    version = None
+    if registered_model is not None:
+        with reaching_store(then):
+            version = register(run_id, digest, model, registered_model, tags, run.example).version
+        _keep_receipt(directory, {DIGEST_TAG: digest, "run_id": run_id, "versions": {registered_model: version}})
+    return {**_named(trial), "run_id": run_id, "version": version, **_summarised(scores)}
 
 
-def _baseline(record: Record) -> dict[str, dict[str, Any]]:
-    sequences = {role: record.table.read(rows).input_ids for role, rows in record.split.rows.items()}
-    others = [sequences[role] for role in SCORED_ROLES]
-    labels, targets = record.split.labels, record.split.targets
-    results = baseline_scores(sequences["train"], targets["train"], others, record.vocabulary, len(labels))
-    return {
-        name: score(targets[role], logits, labels)
-        for (role, name), logits in zip(SCORED_ROLES.items(), results, strict=True)
-    }
+def _keep_receipt(directory: str, receipt: dict[str, Any]) -> None:
+    """Write down beside a trial what it is in MLflow: for people; MLflow itself is asked by the digest."""
+    storage.write_json(storage.join(directory, "recorded.json"), receipt)
 
 
-def _log(record: Record, trial: Trial, scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Log one trial and register its model."""
-    directory = trial.directory(record.output)
+def _named(trial: Trial) -> dict[str, Any]:
+    fold = {} if trial.fold is None else {"fold": trial.fold}
+    return {"pooling": trial.pooling, "seed": trial.seed, **fold}
+
+
+def _trial_record(
+    run: TrainedRun, trial: Trial, digest: str, scores: dict[str, dict[str, Any]], tags: dict[str, str]
+) -> RunRecord:
+    directory = trial.directory(run.output)
     history = storage.read_json(storage.join(directory, "history.json"))
-    run_id = log_run(
+    plan = run.plan
+    logged = {name: plan[name] for name in LOGGED if name in plan}
+    return RunRecord(
         trial.name,
+        digest,
         parameters={
-            "pooling": trial.pooling,
-            "seed": trial.seed,
-            "label": record.plan["label"],
-            "group": record.plan["group"],
-            "workers": record.plan["workers"],
-            "labels": ", ".join(record.split.labels),
-            **record.plan["options"],
-            **{
-                name: record.plan[name]
-                for name in ("class_weights", "label_smoothing", "attention_dropout", "precision")
-            },
+            **_named(trial),
+            **logged,
+            "labels": ", ".join(run.fold_of(trial).labels),
+            **plan.get("options", {}),
         },
         metrics=_flat(scores),
         curves=history,
         figures={
-            **_confusion(scores, trial.name),
+            **_figures(scores, trial.name),
             "training_curves.png": training_curves([curve_of(trial.name, history)]),
         },
-        documents={"split.json": record.manifest, "scores.json": scores, "history.json": history},
-        tags={**_tags(record), "pooling": trial.pooling, "model_directory": storage.join(directory, "model")},
+        documents={
+            "config.json": plan,
+            "split.json": storage.read_json(run.place("split", trial.fold or 0)),
+            "scores.json": scores,
+            "history.json": history,
+        },
+        files={MISCLASSIFIED: storage.read_bytes(storage.join(directory, MISCLASSIFIED))},
+        tags=tags,
     )
-    if record.registered_model is None:
-        return {"run_id": run_id, "version": None}
-    tags = {
-        "pooling": trial.pooling,
-        CHOOSING_METRIC: f"{scores['choosing']['macro_f1']:.6f}",
-        "reporting_macro_f1": f"{scores['reporting']['macro_f1']:.6f}",
-        "reporting_accuracy": f"{scores['reporting']['accuracy']:.6f}",
-        **_tags(record),
-    }
-    version = register(run_id, find_model(storage.join(directory, "model")), record.registered_model, tags)
-    return {"run_id": run_id, "version": version.version}
+
+
+def _baseline_record(run: TrainedRun, number: int, fold: Fold, scores: dict[str, dict[str, Any]]) -> RunRecord:
+    named = {"fold": number} if len(run.folds) > 1 else {}
+    name = "baseline PCA + logistic regression" + (f", fold {number}" if named else "")
+    return RunRecord(
+        name,
+        digest_of(run.id, name),
+        parameters={
+            "model": "PCA(50) + logistic regression on rank value encodings",
+            **named,
+            **{key: run.plan[key] for key in ("label", "group") if key in run.plan},
+        },
+        metrics=_flat(scores),
+        figures=_figures(scores, name),
+        documents={
+            "config.json": run.plan,
+            "split.json": storage.read_json(run.place("split", number)),
+            "scores.json": scores,
+        },
+        tags=_tags(run, fold),
+    )
 
 
 def curve_of(name: str, history: list[dict[str, float]]) -> TrainingCurve:
@@ -166,50 +188,75 @@ def curve_of(name: str, history: list[dict[str, float]]) -> TrainingCurve:
 
 
 def _flat(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Give scores as MLflow's flat metrics, with the F1 of every class."""
-    flat = {}
+    """Give scores as MLflow's flat metrics: each role's own, and those of every class."""
+    flat: dict[str, float] = {}
     for role, values in scores.items():
         flat[f"{role}_macro_f1"] = values["macro_f1"]
         flat[f"{role}_accuracy"] = values["accuracy"]
-        for label, one in values["per_class"].items():
+        for name in ("expected_calibration_error", "brier_score"):
+            flat[f"{role}_{name}"] = values["calibration"][name]
+        for number, (label, one) in enumerate(values["per_class"].items()):
             # MLflow admits few characters in names of metrics.
-            safe = "".join(c if c.isalnum() or c in "_-. " else "_" for c in label)
-            flat[f"{role}_f1_{safe}"] = one["f1"]
+            safe = "".join(c if c.isalnum() or c in "_-. " else "_" for c in label)[:LONGEST_NAME]
+            if f"{role}_f1_{safe}" in flat:  # CD4+ and CD4* would be one metric
+                safe = f"{safe}_{number}"
+            flat |= {f"{role}_{name}_{safe}": one[name] for name in ("precision", "recall", "f1", "cells")}
     return flat
 
 
-def _confusion(scores: dict[str, dict[str, Any]], title: str) -> dict[str, Figure]:
-    return {
-        f"confusion_matrix_{role}.png": plots.confusion_matrix(
-            values["confusion_matrix"], list(values["per_class"]), f"{title}: {role} cells"
+def _figures(scores: dict[str, dict[str, Any]], title: str) -> dict[str, Figure]:
+    figures = {}
+    for role, values in scores.items():
+        heading = f"{title}: {role} cells"
+        figures[f"confusion_matrix_{role}.png"] = plots.confusion_matrix(
+            values["confusion_matrix"], list(values["per_class"]), heading
         )
-        for role, values in scores.items()
-    }
+        figures[f"calibration_{role}.png"] = reliability_diagram(values["calibration"], heading)
+    return figures
 
 
-def _tags(record: Record) -> dict[str, str]:
+def _tags(run: TrainedRun, fold: Fold) -> dict[str, str]:
     return {
-        "cells_digest": str(record.plan["cells"]),
-        "vocabulary_digest": str(record.plan["vocabulary"]),
-        SPLIT_TAG: record.split.digest,
-        "code_revision": _code_revision(),
+        "cells_digest": str(run.plan["cells"]),
+        VOCABULARY_TAG: str(run.plan["vocabulary"]),
+        LABELS_TAG: digest_of(fold.labels),
+        SPLIT_TAG: fold.digest,
+        "code_revision": run.code_revision,
     }
 
 
-def _code_revision() -> str:
-    """Give the commit that this code is, or the package's version outside a checkout."""
-    from importlib.metadata import PackageNotFoundError, version
+def _trial_tags(run: TrainedRun, trial: Trial, scores: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Give what a trial's run and version are tagged with: what promotion compares, and where it comes from."""
+    directory, fold = trial.directory(run.output), run.fold_of(trial)
+    cell_ids, targets, _ = read_predictions(directory, "report")
+    choosing, reporting = scores["choosing"], scores["reporting"]
+    return {
+        **{key: str(value) for key, value in _named(trial).items()},
+        **_tags(run, fold),
+        CHOOSING_METRIC: f"{choosing['macro_f1']:.6f}",
+        REPORTING_METRIC: f"{reporting['macro_f1']:.6f}",
+        "reporting_accuracy": f"{reporting['accuracy']:.6f}",
+        "reporting_expected_calibration_error": f"{reporting['calibration']['expected_calibration_error']:.6f}",
+        TEST_TAG: digest_of_test(cell_ids, targets, fold.labels),
+        "model_directory": storage.join(directory, "model"),
+    }
 
-    try:
-        here = Path(__file__).resolve().parent
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        return found.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        try:
-            return version("geneformer-ray")
-        except PackageNotFoundError:
-            return "unknown"
+
+def _summarised(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Give the scores that a summary shows, by role."""
+    return {
+        f"{role}_{name}": values[name] if name in values else values["calibration"][name]
+        for role, values in scores.items()
+        for name in SUMMARISED
+    }
 
 
-def _mean(scores: list[dict[str, Any]]) -> dict[str, float]:
-    return {name: round(sum(one[name] for one in scores) / len(scores), 4) for name in ("macro_f1", "accuracy")}
+def _spread(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Give the mean of the reporting scores over trials, folds and seeds together, and their standard deviation."""
+    found: dict[str, Any] = {}
+    for name in SUMMARISED:
+        values = [float(line[f"reporting_{name}"]) for line in lines]
+        found[name] = round(statistics.fmean(values), 4)
+        # Of a single trial, nobody knows how far another would be.
+        found[f"{name}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
+    return found | {"trials": len(lines)}

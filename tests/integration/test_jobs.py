@@ -118,7 +118,7 @@ def test_the_champion_is_the_best_on_the_choosing_cells(chain: Chain) -> None:
 def test_promote_keeps_the_previous_champion_and_rolls_back(chain: Chain) -> None:
     champion = chain.summaries["promote"]["version"]
     other = 1 if champion != 1 else 2
-    moved = promote.run(build(promote.PromoteConfig, {"registered_model": "small", "version": other}))
+    moved = promote.run(build(promote.PromoteConfig, {"registered_model": "small", "version": other, "margin": -1}))
     assert (moved["version"], moved["previous"]) == (other, champion)
     back = promote.run(build(promote.PromoteConfig, {"registered_model": "small", "rollback": True}))
     assert (back["version"], back["previous"]) == (champion, other)

@@ -124,6 +124,15 @@ def test_jobs_and_serving_never_import_each_other() -> None:
         assert package != "ray_jobs" or "serve" not in roots(module), module
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if "mlflow" in roots(name)])
+def test_pickles_are_off_wherever_mlflow_is_used(module: str) -> None:
+    registry = "geneformer_ray.manage.registry"
+    # MLflow runs pyfunc_model itself, once it has decided to load it.
+    assert module in (registry, "geneformer_ray.manage.pyfunc_model") or any(
+        name.startswith(f"{registry}.") for name in imports(module)
+    )
+
+
 # ---------------------------------------------------------------------- modules
 
 
@@ -175,6 +184,9 @@ FLAGS = {
     "finetune.FinetuneConfig": (
         "config overwrite cells label group filter model vocabulary pooling num-workers seeds output registered-model"
     ),
+    "pooling_study.PoolingStudyConfig": (
+        "config overwrite cells label group filter model vocabulary pooling num-workers seeds output bootstrap"
+    ),
     "embed.EmbedConfig": "config overwrite cells filter model vocabulary embedding layer state-column output",
     "screen.ScreenConfig": (
         "config overwrite cells filter model vocabulary output perturbation genes gene-sets together combine anchor "
@@ -182,17 +194,20 @@ FLAGS = {
         "state-embeddings precision max-cells seed"
     ),
     "statistics.StatisticsConfig": "config overwrite shifts output test null against cells group",
-    "promote.PromoteConfig": "config overwrite registered-model version rollback",
+    "promote.PromoteConfig": "config overwrite registered-model version margin allow-change rollback",
+    "register.RegisterConfig": "config overwrite output registered-model",
 }
 REQUIRED = {
     "tokenize.TokenizeConfig": "input vocabulary output",
     "vocabulary.VocabularyConfig": "output",
     "pretrain.PretrainConfig": "cells output",
     "finetune.FinetuneConfig": "cells label group model output",
+    "pooling_study.PoolingStudyConfig": "output",
     "embed.EmbedConfig": "cells model output",
     "screen.ScreenConfig": "cells model output",
     "statistics.StatisticsConfig": "shifts output",
     "promote.PromoteConfig": "registered-model",
+    "register.RegisterConfig": "output",
 }
 # The choices of a flag, the default first.
 CHOICES = {

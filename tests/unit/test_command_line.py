@@ -13,19 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from geneformer_ray.errors import InputError, NotThereYetError
+from geneformer_ray.errors import InputError, NotThereYetError, RegistryUnavailable
 from ray_jobs.command_line import JobConfig, build, in_submitted_copy, main, parse, place, store_directory
 from ray_jobs.screen_flags import ScreenConfig, check_flags
+from ray_jobs.tokenize import TokenizeConfig
 
 JOBS = {
     "tokenize": "TokenizeConfig",
     "vocabulary": "VocabularyConfig",
     "pretrain": "PretrainConfig",
     "finetune": "FinetuneConfig",
+    "pooling_study": "PoolingStudyConfig",
     "embed": "EmbedConfig",
     "screen": "ScreenConfig",
     "statistics": "StatisticsConfig",
     "promote": "PromoteConfig",
+    "register": "RegisterConfig",
 }
 REQUIRED = ["--cells", "cells", "--model", "model", "--output", "out"]
 
@@ -226,6 +229,29 @@ def test_a_bad_value_ends_with_2_and_one_line_that_names_the_flag(
     assert flag in line
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on where it can"),
+        (PermissionError(13, "Permission denied", "/out"), 1, "PermissionError: [Errno 13] Permission denied: '/out'"),
+    ],
+)
+def test_what_is_nobodys_input_ends_in_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, text: str
+) -> None:
+    def run(config: SmallConfig) -> dict[str, Any]:
+        raise error
+
+    ended, out, err = run_main(monkeypatch, capsys, ["--output", "out"], run)
+    assert (ended, out) == (code, "")
+    assert err == f"python -m ray_jobs.small: {text}\n"
+
+
+def test_a_prefix_may_be_empty() -> None:
+    flags = ["--input", "a", "b", "--vocabulary", "v", "--output", "o", "--cell-id-prefix", ",b_"]
+    assert parse(TokenizeConfig, flags).cell_id_prefix == ("", "b_")
+
+
 def test_what_a_choice_takes_is_listed() -> None:
     with pytest.raises(InputError, match="--kind: got 'three'; takes 'one' or 'two'"):
         small("--kind", "three")
@@ -242,6 +268,20 @@ def test_an_input_error_of_the_run_ends_with_2_and_one_line(
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == "python -m ray_jobs.small: --kind: got one, which is not there yet; takes two so far"
     assert "Traceback" not in err
+
+
+def test_a_registry_that_is_down_ends_with_1_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: SmallConfig) -> dict[str, Any]:
+        raise RegistryUnavailable("http://mlflow:5000", "connection refused", "`register` finishes the job")
+
+    code, out, err = run_main(monkeypatch, capsys, ["--output", "out"], run)
+    assert (code, out) == (1, "")
+    assert err == (
+        "python -m ray_jobs.small: MLflow at http://mlflow:5000 failed (connection refused); "
+        "`register` finishes the job\n"
+    )
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 
 from geneformer_ray.compute.baseline import baseline_scores, rank_features
-from geneformer_ray.compute.scores import score
+from geneformer_ray.compute.scores import CALIBRATION_BINS, calibration, probabilities, score
 from geneformer_ray.data.vocabulary import GeneVocabulary
 
 LABELS = ["alpha", "beta", "delta", "pp"]
@@ -34,6 +35,12 @@ def test_equals_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     assert found["confusion_matrix"] == confusion_matrix(targets, predicted, labels=range(4)).tolist()
     each = f1_score(targets, predicted, labels=range(4), average=None, zero_division=0)
     assert [found["per_class"][label]["f1"] for label in LABELS] == pytest.approx(each.tolist())
+    assert [found["per_class"][label]["precision"] for label in LABELS] == pytest.approx(
+        precision_score(targets, predicted, labels=range(4), average=None, zero_division=0).tolist()
+    )
+    assert [found["per_class"][label]["recall"] for label in LABELS] == pytest.approx(
+        recall_score(targets, predicted, labels=range(4), average=None, zero_division=0).tolist()
+    )
     assert [found["per_class"][label]["cells"] for label in LABELS] == [targets.count(i) for i in range(4)]
     assert found["cells"] == len(targets)
     json.dumps(found)  # it goes into tables and summaries as it is
@@ -51,7 +58,67 @@ def test_a_class_that_no_cell_has_does_not_lower_the_mean() -> None:
 
 def test_no_cells_score_nothing() -> None:
     found = score(np.array([], dtype=np.int64), np.zeros((0, 4)), LABELS)
+    assert (found["calibration"]["expected_calibration_error"], found["calibration"]["brier_score"]) == (0.0, 0.0)
     assert (found["accuracy"], found["macro_f1"], found["cells"]) == (0.0, 0.0, 0)
+
+
+# ---------------------------------------------------------------------- calibration
+
+
+def slow_calibration(targets: list[int], odds: NDArray[np.float64]) -> tuple[float, float, list[int]]:
+    """Expected calibration error, Brier score and cells per bin, cell by cell as their definitions say."""
+    error, counts = 0.0, []
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    for low, high in itertools.pairwise(edges):
+        inside = [i for i in range(len(targets)) if low < max(odds[i]) <= high]
+        counts.append(len(inside))
+        if inside:
+            accuracy = sum(int(np.argmax(odds[i])) == targets[i] for i in inside) / len(inside)
+            confidence = sum(max(odds[i]) for i in inside) / len(inside)
+            error += len(inside) / len(targets) * abs(accuracy - confidence)
+    brier = 0.0
+    for row, target in zip(odds, targets, strict=True):
+        brier += sum((p - (number == target)) ** 2 for number, p in enumerate(row)) / len(targets)
+    return error, brier, counts
+
+
+@given(seed=st.integers(0, 10_000), cells=st.integers(1, 60), scale=st.sampled_from([0.0, 0.3, 2.0, 30.0]))
+@settings(max_examples=60)
+def test_calibration_equals_its_definition(seed: int, cells: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(cells, 4)).astype(np.float32) * np.float32(scale)
+    targets = rng.integers(0, 4, cells)
+    found = calibration(targets, logits)
+    error, brier, counts = slow_calibration(targets.tolist(), probabilities(logits))
+    assert found["expected_calibration_error"] == pytest.approx(error)
+    assert found["brier_score"] == pytest.approx(brier)
+    assert [one["cells"] for one in found["bins"]] == counts
+    assert score(targets, logits, LABELS)["calibration"] == found
+
+
+def test_calibration_of_known_cells() -> None:
+    """Eight of ten right at a confidence of 0.8 is calibrated; the same cells at 0.95 are off by 0.15."""
+    targets = np.array([0] * 8 + [1] * 2)
+    for confidence, error in ((0.8, 0.0), (0.95, 0.15)):
+        logits = np.log(np.tile([confidence, 1 - confidence], (10, 1)))
+        found = calibration(targets, logits)
+        assert found["expected_calibration_error"] == pytest.approx(error)
+        (one,) = (one for one in found["bins"] if one["cells"])
+        assert (one["cells"], one["accuracy"]) == (10, 0.8)
+        assert one["low"] < confidence <= one["high"]
+        assert one["confidence"] == pytest.approx(confidence)
+
+
+def test_the_brier_score_runs_from_0_to_2() -> None:
+    sure = np.array([[50.0, -50.0], [50.0, -50.0]])
+    assert calibration(np.array([0, 0]), sure)["brier_score"] == pytest.approx(0)
+    assert calibration(np.array([1, 1]), sure)["brier_score"] == pytest.approx(2)
+
+
+def test_probabilities_of_log_probabilities_are_themselves() -> None:
+    odds = np.array([[0.2, 0.8, 0.0], [0.5, 0.25, 0.25]])
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(probabilities(np.log(odds)), odds)
 
 
 # ---------------------------------------------------------------------- baseline

@@ -189,16 +189,18 @@ def test_genes_that_make_no_event_are_named(served: ServedModel) -> None:
 
 def test_a_registered_champion_is_served(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from geneformer_ray.manage import registry
+    from geneformer_ray.manage.promotion import promote
+    from geneformer_ray.manage.runs import RunRecord, log_run, register
 
     store = tmp_path / "store"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     uri = registry.open_store(str(store))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # put back at the end
-    run_id = registry.log_run("one", parameters={}, metrics={"macro_f1": 0.5})
-    for _ in range(2):
-        version = registry.register(run_id, directory, "islets", {"choosing_macro_f1": "0.5"})
-    registry.promote("islets", 1)
+    run_id = log_run(RunRecord("one", "a run", parameters={}, metrics={"macro_f1": 0.5}))
+    for digest in ("first", "second"):
+        version = register(run_id, digest, directory, "islets", {"choosing_macro_f1": "0.5"}, [[4, 5]])
+    promote("islets", 1)
     for model, number in (("models:/islets@champion", 1), ("models:/islets/2", 2)):
         served = ServedModel(find_served_model(model, uri), execution=EXECUTION)
         assert (served.name, served.version, served.labels) == ("islets", number, LABELS)
