@@ -22,7 +22,7 @@ unexport PIP_USER
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup quickstart test unit integration lint format lock clean
+.PHONY: help setup quickstart test unit integration slow lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,7 +41,10 @@ unit: setup ## tests without Ray: seconds (more flags: ARGS="-k name")
 	@$(BIN)/python -m pytest tests/unit -q $(ARGS)
 
 integration: setup ## tests with real Ray, MLflow and Serve: minutes
-	@$(BIN)/python -m pytest tests/integration -q $(ARGS)
+	@$(BIN)/python -m pytest tests/integration -q -m 'not slow' $(ARGS)
+
+slow: setup ## tests that kill jobs and see them go on: minutes, before a release
+	@$(BIN)/python -m pytest tests/integration -q -m slow $(ARGS)
 
 lint: setup ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check .

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -14,14 +13,12 @@ from geneformer_ray.data import storage
 from geneformer_ray.distribute.background import Background
 from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.demo_service import served_answers
-from geneformer_ray.manage.demo import GROUPS, REGISTERED_MODEL, prepare
+from geneformer_ray.manage.demo import REGISTERED_MODEL
 from geneformer_ray.manage.quickstart_report import read_embeddings, write_quickstart_report
 from geneformer_ray.progress import say
-from ray_jobs import embed, finetune, pretrain, promote, screen, screen_flags, statistics, tokenize
+from ray_jobs import embed, finetune, promote, screen, screen_flags, statistics
 from ray_jobs.command_line import JobConfig, build, main, place
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from ray_jobs.demo_stages import FINETUNING, SPLIT, Stages, encode_and_pretrain
 
 
 class QuickstartConfig(JobConfig):
@@ -31,38 +28,10 @@ class QuickstartConfig(JobConfig):
     seed: int = Field(0, ge=0, description="of weights, order, masks")
 
 
-PRETRAINING = {
-    "layers": 2, "width": 64, "heads": 4, "feed_forward": 128, "initializer_range": 0.08, "epochs": 4,
-    "learning_rate": 5e-3, "weight_decay": 0.01, "tokens_per_batch": 2048, "num_workers": 2,
-}  # fmt: skip
-FINETUNING = {
-    "pooling": ["first_gene", "cls", "mean"], "epochs": 8, "learning_rate": 2e-3, "weight_decay": 0.01,
-    "warmup_fraction": 0.05, "class_weights": "balanced", "label_smoothing": 0.05, "gene_dropout": 0.2,
-    "tokens_per_batch": 2048, "num_workers": 2,
-}  # fmt: skip
 SCREEN = {
     "filter": {"cell_type": ["alpha"]}, "min_cells": 30, "state_column": "cell_type", "start": "alpha", "goal": "beta",
     "alternatives": ["delta"],
 }  # fmt: skip
-
-
-class _Stages:
-    """Runs the stages in turn and keeps their summaries and seconds."""
-
-    def __init__(self, output: str) -> None:
-        self.output = output
-        self.seconds: dict[str, float] = {}
-        self.summaries: dict[str, dict[str, Any]] = {}
-
-    def at(self, *parts: str) -> str:
-        return storage.join(self.output, *parts)
-
-    def __call__(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        say(f"== {name}")
-        started = time.monotonic()
-        self.summaries[name] = run()
-        self.seconds[name] = round(time.monotonic() - started, 1)
-        return self.summaries[name]
 
 
 def run(config: QuickstartConfig) -> dict[str, Any]:
@@ -70,27 +39,18 @@ def run(config: QuickstartConfig) -> dict[str, Any]:
     output = place(config.output, "--output")
     plan = {"job": "quickstart", "seed": config.seed}
     storage.claim_output(output, plan, overwrite=config.overwrite)
-    stage = _Stages(output)
+    stage = Stages(output)
     at = stage.at
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{at('mlflow.db')}")
-    data = stage("data", lambda: prepare(output))
     cells = {"cells": at("cells")}
     with connected():
-        stage("tokenize", lambda: tokenize.run(build(tokenize.TokenizeConfig, {
-            "input": [data["h5ad"]], "vocabulary": data["vocabulary"], "output": at("cells"),
-            "obs_columns": ["cell_type", "library"],
-        })))  # fmt: skip
-        stage("pretrain", lambda: pretrain.run(build(pretrain.PretrainConfig, cells | PRETRAINING | {
-            "vocabulary": data["vocabulary"], "output": at("pretrained"), "filter": {"library": [GROUPS["train"]]},
-            "seed": config.seed,
-        })))  # fmt: skip
-        tuned = stage("finetune", lambda: finetune.run(build(finetune.FinetuneConfig, cells | FINETUNING | {
-            "model": at("pretrained", "model"), "output": at("classifiers"), "label": "cell_type", "group": "library",
-            **{f"{role}_groups": [group] for role, group in GROUPS.items()}, "seeds": [config.seed],
+        encode_and_pretrain(stage, config.seed)
+        tuned = stage("finetune", lambda: finetune.run(build(finetune.FinetuneConfig, cells | SPLIT | FINETUNING | {
+            "model": at("pretrained", "model"), "output": at("classifiers"), "seeds": [config.seed],
             "registered_model": REGISTERED_MODEL,
         })))  # fmt: skip
         champion = stage("promote", lambda: promote.run(build(promote.PromoteConfig, {
-            "registered_model": REGISTERED_MODEL,
+            "registered_model": REGISTERED_MODEL, "margin": -1, "allow_change": True,  # whatever the store held before
         })))  # fmt: skip
         model = cells | {"model": f"models:/{REGISTERED_MODEL}@champion"}
         stage("embed", lambda: embed.run(build(embed.EmbedConfig, model | {

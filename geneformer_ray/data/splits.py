@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,17 +12,17 @@ from geneformer_ray.data.digests import digest_of
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["NO_LABEL", "ROLES", "GroupSplit", "split_by_group"]
+__all__ = ["NO_LABEL", "ROLES", "GroupSplit", "folds_by_group", "split_by_group"]
 
 ROLES = ("train", "choose", "report")
 # Of the cells, when the groups are dealt out by size.
 SHARES = {"train": 0.6, "choose": 0.2, "report": 0.2}
-
-
+# A class whose share of a role's cells is this many times larger or smaller than of all cells is worth a word.
+UNEVEN = 3.0
 # How cells without a label or a group are listed among the dropped ones.
 NO_LABEL = "(no label or group)"
 
@@ -43,6 +43,8 @@ class GroupSplit:
         Group -> role.
     dropped
         Labels with too few cells in some role, and cells without label or group -> how many cells.
+    sources
+        Group with a role -> its cells of each class, shape (classes,).
     """
 
     labels: list[str]
@@ -50,6 +52,7 @@ class GroupSplit:
     targets: dict[str, NDArray[np.int64]]
     groups: dict[str, str]
     dropped: dict[str, int]
+    sources: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -68,8 +71,38 @@ class GroupSplit:
             "labels": self.labels,
             "dropped_labels": self.dropped,
             "cells_per_label": counts,
+            "cells_per_group": {
+                group: dict(zip(self.labels, counts.tolist(), strict=True)) for group, counts in self.sources.items()
+            },
+            "balance": self.balance(),
             "cells": {role: [str(cell_ids[row]) for row in self.rows[role]] for role in ROLES},
         }
+
+    def balance(self) -> list[str]:
+        """Say what is uneven about the classes: whole groups decide where cells go, so that nothing evens them out.
+
+        Returns
+        -------
+        One line a finding: classes whose share of a role's cells is more than three times larger or smaller than of
+        all cells, and classes that training knows from a single group, so that it cannot tell the class from the group.
+        """
+        classes = len(self.labels)
+        counts = {role: np.bincount(self.targets[role], minlength=classes) for role in ROLES}
+        whole = np.sum(list(counts.values()), axis=0)
+        found = []
+        for role in ROLES:
+            for number, label in enumerate(self.labels):
+                share, overall = counts[role][number] / counts[role].sum(), whole[number] / whole.sum()
+                if not overall / UNEVEN <= share <= overall * UNEVEN:
+                    found.append(f"{label} is {share:.1%} of the cells to {role}, {overall:.1%} of all")
+        training = {group: its for group, its in self.sources.items() if self.groups[group] == "train" and its.any()}
+        if len(training) == 1:
+            found.append(f"every cell to train comes from one group, {next(iter(training))}")
+        for number, label in enumerate(self.labels):
+            holders = [group for group, its in training.items() if its[number]]
+            if len(training) > 1 and len(holders) == 1:
+                found.append(f"every {label} cell to train comes from one group, {holders[0]}")
+        return found
 
 
 def split_by_group(
@@ -98,32 +131,123 @@ def split_by_group(
     InputError
         If a group is unknown or in two roles, a role is empty, or fewer than two labels are left.
     """
-    missing = pd.isna(labels[rows]) | pd.isna(groups[rows])
-    unlabelled, rows = int(missing.sum()), rows[~missing]
-    label_of, group_of = labels[rows].astype(str), groups[rows].astype(str)
-    roles = _roles(group_of, assigned)
-    role_of = np.array([roles.get(group, "") for group in group_of])
-    in_role = {role: rows[role_of == role] for role in ROLES}
-    for role, chosen in in_role.items():
-        if len(chosen) == 0:
-            raise InputError("--group", f"no cells to {role}", "groups with cells for each of train, choose and report")
-    names: list[str] = []
-    dropped: dict[str, int] = {NO_LABEL: unlabelled} if unlabelled else {}
-    for name in np.unique(label_of):
-        fewest = min(int((labels[chosen].astype(str) == name).sum()) for chosen in in_role.values())
-        if fewest >= min_cells:
-            names.append(str(name))
-        else:
-            dropped[str(name)] = int((label_of == name).sum())
-    if len(names) < 2:
-        got = f"{len(names)} classes with at least {min_cells} cells in every role (of {len(names) + len(dropped)})"
-        raise InputError("--label", got, "a column with two or more; --min-cells sets the threshold")
-    number = {name: i for i, name in enumerate(names)}
-    kept = {role: chosen[np.isin(labels[chosen].astype(str), names)] for role, chosen in in_role.items()}
-    targets = {
-        role: np.array([number[str(x)] for x in labels[chosen]], dtype=np.int64) for role, chosen in kept.items()
-    }
-    return GroupSplit(names, {role: chosen.astype(np.int64) for role, chosen in kept.items()}, targets, roles, dropped)
+    table = _Table.of(rows, labels, groups)
+    return table.split([_roles(table.groups, assigned)], min_cells)[0]
+
+
+def folds_by_group(
+    rows: NDArray[np.integer],
+    labels: NDArray[Any],
+    groups: NDArray[Any],
+    *,
+    folds: int,
+    min_cells: int,
+    held_out: Sequence[str] = (),
+) -> list[GroupSplit]:
+    """Cross-validate over groups: one split a fold, all with the same classes.
+
+    Groups are dealt into folds by size, the largest first, each to the fold with the fewest cells. With `held_out`,
+    those groups are every fold's reporting cells, and each other group chooses in exactly one fold and trains in the
+    rest. Without, each group reports in exactly one fold, and chooses in the one before it.
+
+    Parameters
+    ----------
+    rows, labels, groups
+        As for :func:`split_by_group`.
+    folds
+        How many splits: at least 3, with `held_out` 2.
+    min_cells
+        Labels with fewer cells than this in some role of some fold are dropped from all, and listed.
+    held_out
+        Groups that report, whatever the fold: a fixed test.
+
+    Raises
+    ------
+    InputError
+        If there are fewer groups than folds, a held-out group is unknown, or fewer than two labels are left.
+    """
+    table = _Table.of(rows, labels, groups)
+    names, sizes = np.unique(table.groups, return_counts=True)
+    for group in held_out:
+        if group not in names:
+            raise InputError("--report-groups", repr(group), f"groups that cells have: {', '.join(names)}")
+    free = ~np.isin(names, np.array(held_out, dtype=str))
+    names, sizes = names[free], sizes[free]
+    fewest = 2 if held_out else 3
+    if folds < fewest:
+        raise InputError("--folds", folds, f"{fewest} or more: every fold needs other groups to train than to choose")
+    if folds > len(names):
+        beside = " beside those of --report-groups" if held_out else ""
+        raise InputError("--folds", folds, f"at most {len(names)}, the number of groups{beside}")
+    fold_of: dict[str, int] = {}
+    filled = np.zeros(folds, dtype=np.int64)
+    for position in np.lexsort((names, -sizes)):
+        fold = int(filled.argmin())
+        fold_of[str(names[position])] = fold
+        filled[fold] += int(sizes[position])
+    every_role = []
+    for fold in range(folds):
+        chooses = fold if held_out else (fold + 1) % folds
+        roles = {group: "choose" if its == chooses else "train" for group, its in fold_of.items()}
+        reporting = held_out or [group for group, its in fold_of.items() if its == fold]
+        every_role.append(roles | {str(group): "report" for group in reporting})
+    return table.split(every_role, min_cells)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The chosen cells that have a label and a group: row numbers, labels, groups; and how many have not."""
+
+    rows: NDArray[np.int64]
+    labels: NDArray[np.str_]
+    groups: NDArray[np.str_]
+    unlabelled: int
+
+    @classmethod
+    def of(cls, rows: NDArray[np.integer], labels: NDArray[Any], groups: NDArray[Any]) -> _Table:
+        missing = pd.isna(labels[rows]) | pd.isna(groups[rows])
+        kept: NDArray[np.int64] = rows[~missing].astype(np.int64)
+        return cls(kept, labels[kept].astype(str), groups[kept].astype(str), int(missing.sum()))
+
+    def split(self, every_role: list[dict[str, str]], min_cells: int) -> list[GroupSplit]:
+        """Split by each assignment of groups to roles, with the classes that all of them have cells for."""
+        names, number = np.unique(self.labels, return_inverse=True)
+        groups, group_of = np.unique(self.groups, return_inverse=True)
+        fewest = np.full(len(names), len(self.rows))
+        parts = []
+        for roles in every_role:
+            role_of = np.array([roles.get(str(group), "") for group in groups])[group_of]
+            for role in ROLES:
+                if not (role_of == role).any():
+                    takes = "groups with cells for each of train, choose and report"
+                    raise InputError("--group", f"no cells to {role}", takes)
+                fewest = np.minimum(fewest, np.bincount(number[role_of == role], minlength=len(names)))
+            parts.append((roles, role_of))
+        kept = fewest >= min_cells
+        if kept.sum() < 2:
+            where = "role" if len(every_role) == 1 else "role of every fold"
+            got = f"{kept.sum()} classes with at least {min_cells} cells in every {where} (of {len(names)})"
+            raise InputError("--label", got, "a column with two or more; --min-cells sets the threshold")
+        dropped = {NO_LABEL: self.unlabelled} if self.unlabelled else {}
+        dropped |= {str(names[i]): int((number == i).sum()) for i in np.flatnonzero(~kept)}
+        takes_part, class_of = kept[number], (np.cumsum(kept) - 1)[number]
+        per_group = np.zeros((len(groups), int(kept.sum())), dtype=np.int64)
+        np.add.at(per_group, (group_of[takes_part], class_of[takes_part]), 1)
+        sources = dict(zip(map(str, groups), per_group, strict=True))
+        splits = []
+        for roles, role_of in parts:
+            chosen = {role: takes_part & (role_of == role) for role in ROLES}
+            splits.append(
+                GroupSplit(
+                    [str(name) for name in names[kept]],
+                    {role: self.rows[cells] for role, cells in chosen.items()},
+                    {role: class_of[cells].astype(np.int64) for role, cells in chosen.items()},
+                    roles,
+                    dict(dropped),
+                    {group: sources[group] for group in roles},
+                )
+            )
+        return splits
 
 
 def _roles(group_of: NDArray[np.str_], assigned: Mapping[str, tuple[str, ...]]) -> dict[str, str]:

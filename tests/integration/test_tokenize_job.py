@@ -176,6 +176,7 @@ def test_a_changed_file_is_not_resumed(small_data: SmallData, tmp_path: Path) ->
         encode(small_data, output, [file])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(small_data: SmallData, tmp_path: Path) -> None:
     genes = list(anndata.read_h5ad(small_data.h5ad, backed="r").var_names)
     counts = sparse.random(300_000, 60, 0.3, "csr", np.float32, np.random.default_rng(0))
