@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geneformer_ray.compute.perturbation import PerturbationPlan, count_events
+from geneformer_ray.compute.cell_events import count_events
+from geneformer_ray.compute.perturbation import PerturbationPlan
 from geneformer_ray.compute.shift_tables import cell_shift_rows, gene_shift_rows
 from geneformer_ray.compute.shifts import Reading, shift_cell
 from geneformer_ray.data.cells import CellTable
@@ -79,16 +80,10 @@ class Screen:
             for counts in fan_out(ScreenWorker, options, todo, pool):
                 done[counts["item"]] = counts
                 progress.advance(counts["events"])
-        measured = sum(counts["events"] for counts in done.values())
-        listed = self.plan.genes
-        possible = int(events.sum()) if listed is None else len(self.rows) * (1 if self.plan.together else len(listed))
+        counted = ("events", "rows", "gene_rows", "events_skipped", "events_without_a_gene_to_compare")
         return {
             "cells": len(self.rows),
-            "events": measured,
-            "rows": sum(counts["rows"] for counts in done.values()),
-            "gene_rows": sum(counts["gene_rows"] for counts in done.values()),
-            # Listed genes that a cell does not hold cannot be deleted from it; nor the only gene, which leaves nothing.
-            "events_skipped": possible - measured,
+            **{name: sum(counts[name] for counts in done.values()) for name in counted},
             "cells_without_events": int((events == 0).sum()),
         }
 
@@ -160,5 +155,12 @@ class ScreenWorker:
             table = gene_shift_rows(cells.cell_ids, shifts, self.names)
             write_shard(self.output, "gene_shifts", item["item"], table, vocabulary=digest)
             gene_rows = table.num_rows
-        counts = {"events": sum(map(len, shifts)), "rows": rows.num_rows, "gene_rows": gene_rows, "cells": len(shifts)}
+        counts = {
+            "events": sum(map(len, shifts)),
+            "events_skipped": sum(cell.skipped for cell in shifts),
+            "events_without_a_gene_to_compare": sum(cell.empty for cell in shifts),
+            "rows": rows.num_rows,
+            "gene_rows": gene_rows,
+            "cells": len(shifts),
+        }
         return mark_finished(self.output, item["item"], counts)

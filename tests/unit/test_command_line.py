@@ -330,9 +330,6 @@ def test_help_survives_percent_signs(capsys: pytest.CaptureFixture[str], monkeyp
 @pytest.mark.parametrize(
     ("flags", "field"),
     [
-        (["--gene-sets", "sets.gmt"], "--gene-sets"),
-        (["--combine", "2"], "--combine"),
-        (["--rank-shift", "1"], "--rank-shift"),
         (["--gene-shifts-summary"], "--gene-shifts-summary"),
     ],
 )
