@@ -9,7 +9,7 @@ from pydantic import Field
 from geneformer_ray.compute.perturbation import PerturbationPlan, genes_in_enough_cells
 from geneformer_ray.data import storage
 from geneformer_ray.data.gene_lists import read_gene_list, read_gene_sets
-from geneformer_ray.errors import InputError, NotThereYetError
+from geneformer_ray.errors import InputError
 from ray_jobs.command_line import JobConfig, place
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ class ScreenConfig(JobConfig):
         "context", description="leave the perturbed genes out, or as upstream does"
     )
     gene_shifts: bool = Field(False, description="also the similarity of every unperturbed gene")
-    gene_shifts_summary: bool = Field(False, description="count, mean and deviation a pair of genes (not there yet)")
+    gene_shifts_summary: bool = Field(
+        False, description="also count, mean and deviation of every pair of perturbed and affected gene, over the cells"
+    )
     state_column: str | None = Field(None, description="column of cell states")
     start: str | None = Field(None, description="the state whose cells are perturbed")
     goal: str | None = Field(None, description="the state that shifts are measured towards")
@@ -70,8 +72,6 @@ def check_flags(config: ScreenConfig) -> None:
         raise InputError("--rank-shift", f"{config.rank_shift} to {config.perturbation}", "inhibit or activate")
     if config.gene_sets is not None and config.genes != "all":
         raise InputError("--gene-sets", f"{config.gene_sets} beside --genes", "one of the two")
-    if config.gene_shifts_summary:
-        raise NotThereYetError.flag("--gene-shifts-summary", "true", "--gene-shifts so far")
     needed = (config.state_column, config.start, config.goal)
     if any(needed) and not all(needed):
         raise InputError("--state-column, --start, --goal", "some of them", "all three, or none")

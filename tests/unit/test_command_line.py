@@ -328,17 +328,6 @@ def test_help_survives_percent_signs(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 @pytest.mark.parametrize(
-    ("flags", "field"),
-    [
-        (["--gene-shifts-summary"], "--gene-shifts-summary"),
-    ],
-)
-def test_a_flag_that_is_not_there_yet_says_so(flags: list[str], field: str) -> None:
-    with pytest.raises(NotThereYetError, match=f"{field}: .*not there yet"):
-        check_flags(parse(ScreenConfig, [*REQUIRED, *flags]))
-
-
-@pytest.mark.parametrize(
     "flags",
     [
         ["--start", "alpha", "--goal", "beta"],
