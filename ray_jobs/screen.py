@@ -94,12 +94,16 @@ def run(config: ScreenConfig) -> dict[str, Any]:
             content = {state: vector.tolist() for state, vector in states.items()}
             storage.write_json(storage.join(output, "states.json"), content)
         runner = model.runner(layer=config.layer, precision=config.precision, **pool.execution())
-        reading = Reading(config.embedding, config.comparison, states, config.gene_shifts)
+        gene_shifts = config.gene_shifts or config.gene_shifts_summary
+        reading = Reading(config.embedding, config.comparison, states, gene_shifts)
         summary: dict[str, Any] = {}
-        summary |= Screen(cells, rows, sequences, runner, plan, reading, output).run(pool, model.vocabulary)
-    tables = ["cell_shifts", "gene_shifts"] if config.gene_shifts else ["cell_shifts"]
-    summary |= {"output": output, "tables": {name: storage.join(output, name) for name in tables}}
+        screen = Screen(
+            cells, rows, sequences, runner, plan, reading, output, config.gene_shifts, config.gene_shifts_summary
+        )
+        summary |= screen.run(pool, model.vocabulary)
+    summary |= {"output": output, "tables": {name: storage.join(output, name) for name in screen.tables}}
     storage.finish_output(output, record, summary)
+    screen.discard_sums()
     return summary
 
 

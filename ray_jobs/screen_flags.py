@@ -8,8 +8,9 @@ from pydantic import Field
 
 from geneformer_ray.compute.perturbation import PerturbationPlan, genes_in_enough_cells
 from geneformer_ray.data import storage
-from geneformer_ray.errors import InputError, NotThereYetError
-from ray_jobs.command_line import JobConfig
+from geneformer_ray.data.gene_lists import read_gene_list, read_gene_sets
+from geneformer_ray.errors import InputError
+from ray_jobs.command_line import JobConfig, place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,12 +36,14 @@ class ScreenConfig(JobConfig):
     perturbation: Literal["delete", "overexpress", "inhibit", "activate"] = Field(
         "delete", description="what is done to a gene"
     )
-    genes: str = Field("all", description="all, or genes: G1,G2")
-    gene_sets: str | None = Field(None, description="GMT file: each set together (not there yet)")
+    genes: str = Field("all", description="all, genes G1,G2, or a file with one gene a line")
+    gene_sets: str | None = Field(None, description="GMT file: each set in one event, instead of --genes")
     together: bool = Field(False, description="perturb all of --genes in one event")
-    combine: int = Field(1, ge=1, description="genes of one event, every combination (only 1 so far)")
-    anchor: str | None = Field(None, description="a gene perturbed in every event as well")
-    rank_shift: int | None = Field(None, description="quartiles to inhibit or activate by (not there yet)")
+    combine: int = Field(1, ge=1, description="how many of --genes are perturbed in one event: every combination")
+    anchor: str | None = Field(None, description="a gene perturbed in every event as well, before the others")
+    rank_shift: int | None = Field(
+        None, ge=1, le=3, description="quartiles of its ranks by which a gene is inhibited or activated (default: 1)"
+    )
     min_cells: int = Field(1, ge=1, description="with --genes all: only genes that this many of the cells hold")
     embedding: Literal["mean", "cls"] = Field("mean", description="mean of the unperturbed genes, or the <cls>")
     layer: Literal[-1, 0] = Field(-1, description="-1: the layer before the last; 0: the last")
@@ -48,7 +51,9 @@ class ScreenConfig(JobConfig):
         "context", description="leave the perturbed genes out, or as upstream does"
     )
     gene_shifts: bool = Field(False, description="also the similarity of every unperturbed gene")
-    gene_shifts_summary: bool = Field(False, description="count, mean and deviation a pair of genes (not there yet)")
+    gene_shifts_summary: bool = Field(
+        False, description="also count, mean and deviation of every pair of perturbed and affected gene, over the cells"
+    )
     state_column: str | None = Field(None, description="column of cell states")
     start: str | None = Field(None, description="the state whose cells are perturbed")
     goal: str | None = Field(None, description="the state that shifts are measured towards")
@@ -63,14 +68,10 @@ class ScreenConfig(JobConfig):
 
 def check_flags(config: ScreenConfig) -> None:
     """Refuse flags that do not go together, and what is not written yet."""
-    if config.gene_sets is not None:
-        raise NotThereYetError.flag("--gene-sets", config.gene_sets, "genes in --genes so far")
-    if config.combine != 1:
-        raise NotThereYetError.flag("--combine", config.combine, "1 so far")
-    if config.rank_shift is not None:
-        raise NotThereYetError.flag("--rank-shift", config.rank_shift, "nothing so far")
-    if config.gene_shifts_summary:
-        raise NotThereYetError.flag("--gene-shifts-summary", "true", "--gene-shifts so far")
+    if config.rank_shift is not None and config.perturbation not in ("inhibit", "activate"):
+        raise InputError("--rank-shift", f"{config.rank_shift} to {config.perturbation}", "inhibit or activate")
+    if config.gene_sets is not None and config.genes != "all":
+        raise InputError("--gene-sets", f"{config.gene_sets} beside --genes", "one of the two")
     needed = (config.state_column, config.start, config.goal)
     if any(needed) and not all(needed):
         raise InputError("--state-column, --start, --goal", "some of them", "all three, or none")
@@ -88,17 +89,28 @@ def perturbation_plan(
 ) -> PerturbationPlan:
     """Turn the flags into a plan; `sequences` are the chosen cells, for ``--min-cells``."""
     resolve, tokens = vocabulary.resolve, vocabulary.tokens
-    if config.genes != "all" and config.min_cells > 1:
+    if (config.genes != "all" or config.gene_sets) and config.min_cells > 1:
         raise InputError("--min-cells", config.min_cells, "1 with a list of genes: it chooses among all")
-    if config.genes == "all":
-        few = config.min_cells > 1
-        genes = genes_in_enough_cells(sequences, vocabulary, config.min_cells) if few else None
-    elif storage.exists(storage.absolute(config.genes)):
-        raise NotThereYetError.flag("--genes", f"the file {config.genes}", "all, or genes G1,G2 so far")
-    else:
-        keys = dict.fromkeys(resolve(name.strip()) for name in config.genes.split(",") if name.strip())
-        genes = tuple(tokens[key] for key in keys)
-        if not genes:
-            raise InputError("--genes", repr(config.genes), "all, or genes G1,G2")
+    genes = sets = None
+    if config.gene_sets is not None:
+        named = read_gene_sets(place(config.gene_sets, "--gene-sets"))
+        sets = tuple(tuple(tokens[resolve(gene, "--gene-sets")] for gene in group) for group in named.values())
+    elif config.genes != "all":
+        genes = tuple(tokens[resolve(name)] for name in _listed(config.genes))
+    elif config.min_cells > 1:
+        genes = genes_in_enough_cells(sequences, vocabulary, config.min_cells)
     anchor = None if config.anchor is None else tokens[resolve(config.anchor, "--anchor")]
-    return PerturbationPlan(config.perturbation, genes, config.together, anchor)
+    shift = config.rank_shift or 1
+    return PerturbationPlan(config.perturbation, genes, config.together, anchor, config.combine, sets, shift)
+
+
+def _listed(genes: str) -> list[str]:
+    """Give the genes of ``--genes``: of a file, where there is one of that name, else as they stand."""
+    file = storage.absolute(genes)
+    if storage.exists(file) and not storage.is_directory(file):
+        names = read_gene_list(place(genes, "--genes"))
+    else:
+        names = [name.strip() for name in genes.split(",") if name.strip()]
+    if not names:
+        raise InputError("--genes", repr(genes), "all, genes G1,G2, or a file with one gene a line")
+    return names

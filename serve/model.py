@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from geneformer_ray.compute.cell_events import cell_events
 from geneformer_ray.compute.classifier import CellClassifier, predict_logits
 from geneformer_ray.compute.embedding import check_states
 from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import Execution, choose_execution
 from geneformer_ray.compute.model_directory import model_vocabulary, read_config
-from geneformer_ray.compute.perturbation import PerturbationPlan, cell_events
+from geneformer_ray.compute.perturbation import PerturbationPlan
 from geneformer_ray.compute.shifts import Reading, shift_cell
 from geneformer_ray.data import storage
 from geneformer_ray.data.rank_value import RankValueEncoder
@@ -244,18 +245,22 @@ class ServedModel:
         reading = Reading(states={state: self.states[state] for state in states})
         shifts = shift_cell(self._trunk, input_ids, plan, reading, self.vocabulary)
         events = cell_events(input_ids, plan, self.vocabulary)
-        perturbed = [row for batch in events.batches(max(1, len(events))) for row in batch.input_ids_EL]
-        computed = self.classify([np.asarray(input_ids), *perturbed[: len(shifts)]])
+        measured = set(shifts.genes)
+        perturbed = {
+            events.events[number]: ids
+            for batch in events.batches(max(1, len(events)))
+            for number, ids in zip(batch.numbers_E.tolist(), batch.input_ids_EL, strict=True)
+        }
+        computed = self.classify([np.asarray(input_ids), *(perturbed[event] for event in shifts.genes)])
         before_C, after_EC = computed[0], computed[1:]
         present = set(np.asarray(input_ids).tolist())
-        left_out = events.positions_EG[len(shifts) :]
         return PerturbedCell(
             before_C,
-            [[tokens[int(token)] for token in event] for event in shifts.genes_EG],
+            [[tokens[token] for token in event] for event in shifts.genes],
             shifts.values_ES,
             after_EC - before_C,
             [key for token, key in tokens.items() if token not in present],
-            [[tokens[int(token)] for token in events.input_ids[positions]] for positions in left_out],
+            [[tokens[token] for token in event] for event in events.events if event not in measured],
         )
 
 

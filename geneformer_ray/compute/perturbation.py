@@ -1,33 +1,27 @@
-"""Which sequences an edit makes of a cell, and which positions compare: pure numpy, no model in it."""
+"""What is done to cells: which genes are perturbed together, and how."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geneformer_ray.data.vocabulary import gene_mask
-from geneformer_ray.errors import InputError, NotThereYetError
+from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = [
-    "PERTURBATIONS",
-    "CellEvents",
-    "EventBatch",
-    "PerturbationPlan",
-    "cell_events",
-    "count_events",
-    "genes_in_enough_cells",
-]
+__all__ = ["PERTURBATIONS", "QUARTILES", "PerturbationPlan", "genes_in_enough_cells"]
 
 PERTURBATIONS = ("delete", "overexpress", "inhibit", "activate")
+QUARTILES = 4
 
 
 @dataclass(frozen=True)
@@ -37,137 +31,76 @@ class PerturbationPlan:
     Parameters
     ----------
     perturbation
-        ``delete``: the genes leave the cell, and all behind them move up.
+        ``delete``: the genes leave the cell, and all behind them move up. ``overexpress``: they move to the front, or
+        are inserted there. ``inhibit`` and ``activate``: they move down or up by quartiles of the cell's ranks.
     genes
         Token ids to perturb; None for every gene of the cell.
     together
         Perturb all of `genes` in one event rather than one at a time.
     anchor
-        A token id that is perturbed in every event as well.
+        A token id that is perturbed in every event as well, before the others.
+    combine
+        Perturb this many of `genes` in one event: every combination.
+    sets
+        Token ids to perturb in one event, for several events; instead of `genes`.
+    rank_shift
+        Quartiles that `inhibit` and `activate` move a gene by.
     """
 
     perturbation: str = "delete"
     genes: tuple[int, ...] | None = None
     together: bool = False
     anchor: int | None = None
+    combine: int = 1
+    sets: tuple[tuple[int, ...], ...] | None = None
+    rank_shift: int = 1
 
     def __post_init__(self) -> None:
         if self.perturbation not in PERTURBATIONS:
             raise InputError("--perturbation", self.perturbation, f"one of {', '.join(PERTURBATIONS)}")
-        if self.perturbation != "delete":
-            raise NotThereYetError.flag("--perturbation", self.perturbation, "delete so far")
         if self.genes is not None:
-            object.__setattr__(self, "genes", tuple(dict.fromkeys(self.genes)))  # a gene can leave a cell once
+            object.__setattr__(self, "genes", tuple(dict.fromkeys(self.genes)))  # a gene is perturbed once
+        if self.sets is not None:
+            object.__setattr__(self, "sets", tuple(tuple(dict.fromkeys(group)) for group in self.sets))
+            if self.genes is not None or self.together or self.combine != 1:
+                raise InputError("--gene-sets", "sets beside --genes, --together or --combine", "sets alone")
         if self.together and self.genes is None:
             raise InputError("--together", "all genes together", "a list of genes in --genes")
+        if self.combine != 1:
+            if self.genes is None or self.together:
+                raise InputError("--combine", self.combine, "a list of genes in --genes, without --together")
+            there = len([gene for gene in self.genes if gene != self.anchor])
+            if not 1 <= self.combine <= there:
+                raise InputError("--combine", self.combine, f"1 to {there}, the genes of --genes")
+        if not 1 <= self.rank_shift < QUARTILES:
+            raise InputError("--rank-shift", self.rank_shift, "1, 2 or 3 quartiles")
 
+    @property
+    def inserts(self) -> bool:
+        """Whether an event also exists in cells that lack its genes."""
+        return self.perturbation == "overexpress" and self.anchor is None
 
-@dataclass(frozen=True)
-class EventBatch:
-    """Some events of one cell, all of one sequence length.
+    def events(self, held: Collection[int]) -> tuple[list[tuple[int, ...]], int]:
+        """Give the genes of each event of a cell, the anchor first, and how many events it skips for lack of genes.
 
-    Parameters
-    ----------
-    genes_EG
-        The perturbed token ids of each event, the anchor first; int32, shape (events, genes).
-    input_ids_EL
-        The perturbed sequences; int64, shape (events, length).
-    kept_original_EK
-        Positions, in the original cell, of the genes that no one perturbed; int64, shape (events, kept).
-    kept_perturbed_EK
-        Positions of the same genes, in the same order, in the perturbed sequence.
-    """
-
-    genes_EG: NDArray[np.int32]
-    input_ids_EL: NDArray[np.int64]
-    kept_original_EK: NDArray[np.int64]
-    kept_perturbed_EK: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class CellEvents:
-    """All events of one cell, made in batches when asked for.
-
-    Parameters
-    ----------
-    input_ids
-        The original cell, shape (length,).
-    is_gene
-        Which of its positions hold genes, shape (length,).
-    positions_EG
-        The perturbed positions of each event; int64, shape (events, genes).
-    """
-
-    input_ids: NDArray[np.int32]
-    is_gene: NDArray[np.bool_]
-    positions_EG: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.positions_EG)
-
-    def batches(self, events: int) -> Iterator[EventBatch]:
-        """Make the perturbed sequences of up to `events` events at a time."""
-        for start in range(0, len(self), events):
-            yield self._delete(self.positions_EG[start : start + events])
-
-    def _delete(self, positions_EG: NDArray[np.int64]) -> EventBatch:
-        events, length = len(positions_EG), len(self.input_ids)
-        stays_EL = np.ones((events, length), dtype=bool)
-        np.put_along_axis(stays_EL, positions_EG, False, axis=1)
-        remaining_EL = np.nonzero(stays_EL)[1].reshape(events, length - positions_EG.shape[1])
-        # Special tokens keep their places and are never compared; a position moves up by the deleted ones before it.
-        new_position_EL = np.cumsum(stays_EL, axis=1) - 1
-        compared_EL = stays_EL & self.is_gene
-        kept = int(self.is_gene.sum()) - positions_EG.shape[1]
-        rows, kept_original = np.nonzero(compared_EL)
-        return EventBatch(
-            self.input_ids[positions_EG].astype(np.int32),
-            self.input_ids[remaining_EL].astype(np.int64),
-            kept_original.reshape(events, kept).astype(np.int64),
-            new_position_EL[rows, kept_original].reshape(events, kept).astype(np.int64),
-        )
-
-
-def cell_events(input_ids: NDArray[np.integer], plan: PerturbationPlan, vocabulary: GeneVocabulary) -> CellEvents:
-    """List a cell's events: those whose genes it holds all.
-
-    Parameters
-    ----------
-    input_ids
-        The cell's token ids, shape (length,).
-    plan
-        What is done to it.
-    vocabulary
-        Tells genes from special tokens.
-    """
-    ids = np.asarray(input_ids, dtype=np.int32)
-    is_gene = gene_mask(vocabulary, ids)
-    where = {int(ids[position]): int(position) for position in np.flatnonzero(is_gene)}
-    wanted = list(where) if plan.genes is None else [gene for gene in plan.genes if gene != plan.anchor]
-    groups = [tuple(wanted)] if plan.together else [(gene,) for gene in wanted if gene != plan.anchor]
-    front = () if plan.anchor is None else (plan.anchor,)
-    events = [front + group for group in groups if all(gene in where for gene in front + group)]
-    width = len(front) + (len(groups[0]) if groups else 1)
-    positions = np.array([[where[gene] for gene in event] for event in events], dtype=np.int64)
-    return CellEvents(ids, is_gene, positions.reshape(len(events), width))
-
-
-def count_events(
-    sequences: Sequence[NDArray[np.integer]], plan: PerturbationPlan, vocabulary: GeneVocabulary
-) -> NDArray[np.int64]:
-    """Count each cell's events without making them: int64, shape (cells,)."""
-    counts = []
-    for ids in sequences:
-        genes = ids[gene_mask(vocabulary, ids)]
-        if plan.anchor is not None and plan.anchor not in genes:
-            counts.append(0)
-        elif plan.genes is None:
-            counts.append(len(genes) - (plan.anchor is not None))
-        else:
-            listed = np.array([gene for gene in plan.genes if gene != plan.anchor])
-            present = int(np.isin(listed, genes).sum())
-            counts.append(int(present == len(listed)) if plan.together else present)
-    return np.array(counts, dtype=np.int64)
+        Parameters
+        ----------
+        held
+            The genes of the cell, in order.
+        """
+        front = () if self.anchor is None else (self.anchor,)
+        if self.sets is not None:
+            sets = [tuple(gene for gene in group if gene != self.anchor) for group in self.sets]
+            wanted = [front + group for group in sets if group]
+            events = [group for group in wanted if self.inserts or all(gene in held for gene in group)]
+            return events, len(wanted) - len(events)
+        listed = [gene for gene in (held if self.genes is None else self.genes) if gene != self.anchor]
+        size = len(listed) if self.together else self.combine
+        present = [gene for gene in listed if self.inserts or gene in held]
+        if self.anchor is not None and self.anchor not in held:
+            present = []
+        events = [front + group for group in itertools.combinations(present, size)] if size else []
+        return events, (math.comb(len(listed), size) if size else 0) - len(events)
 
 
 def genes_in_enough_cells(

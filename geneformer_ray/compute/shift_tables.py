@@ -43,7 +43,7 @@ def cell_shift_rows(
     rows = sum(events) * len(states)
     columns = [
         pa.array(np.repeat(np.repeat(np.array(cell_ids, dtype=object), events), len(states)), pa.string()),
-        _gene_lists(shifts, len(states), names),
+        _gene_lists(shifts, [len(states)] * sum(events), names),
         pa.array(np.full(rows, measure, dtype=object), pa.string()),
         pa.array(np.tile(np.array(states, dtype=object), sum(events)), pa.string()),
         pa.array(np.concatenate(values) if values else np.empty(0, np.float32)),
@@ -55,23 +55,21 @@ def gene_shift_rows(cell_ids: Sequence[str], shifts: Sequence[CellShifts], names
     """Give one row an event and unperturbed gene: their similarity before and after."""
     parts = []
     for cell_id, cell in zip(cell_ids, shifts, strict=True):
-        if cell.affected_EK is None or cell.gene_values_EK is None:
+        if not cell.affected or not cell.gene_values:
             continue
-        kept = cell.affected_EK.shape[1]
+        kept = [len(genes) for genes in cell.affected]
         columns = [
-            pa.array(np.full(len(cell) * kept, cell_id, dtype=object), pa.string()),
+            pa.array(np.full(sum(kept), cell_id, dtype=object), pa.string()),
             _gene_lists([cell], kept, names),
-            pa.array(names[cell.affected_EK.ravel()], pa.string()),
-            pa.array(cell.gene_values_EK.ravel()),
+            pa.array(names[np.concatenate(cell.affected)], pa.string()),
+            pa.array(np.concatenate(cell.gene_values)),
         ]
         parts.append(pa.table(columns, schema=GENE_SHIFTS))
     return pa.concat_tables(parts) if parts else GENE_SHIFTS.empty_table()
 
 
-def _gene_lists(shifts: Sequence[CellShifts], repeats: int, names: NDArray[np.object_]) -> Any:
-    """Name the perturbed genes of every event, each event `repeats` times."""
-    if not shifts:
-        return pa.array([], _GENES)
-    genes_EG = np.repeat(np.concatenate([cell.genes_EG for cell in shifts]), repeats, axis=0)
-    offsets = np.arange(len(genes_EG) + 1, dtype=np.int32) * genes_EG.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(names[genes_EG.ravel()], pa.string()))
+def _gene_lists(shifts: Sequence[CellShifts], repeats: Sequence[int], names: NDArray[np.object_]) -> Any:
+    """Name the perturbed genes of every event, each event as many times as `repeats` says."""
+    events = [genes for cell in shifts for genes in cell.genes]
+    lists = pa.array([names[list(genes)].tolist() for genes in events], _GENES)
+    return lists.take(pa.array(np.repeat(np.arange(len(events)), repeats)))

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
+from geneformer_ray.compute.cell_events import cell_events
 from geneformer_ray.compute.embedding import check_embedding
-from geneformer_ray.compute.perturbation import cell_events
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from geneformer_ray.compute.cell_events import EventBatch
     from geneformer_ray.compute.encoder import Encoder
-    from geneformer_ray.compute.perturbation import EventBatch, PerturbationPlan
+    from geneformer_ray.compute.perturbation import PerturbationPlan
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
 __all__ = ["COMPARISONS", "CellShifts", "Reading", "shift_cell"]
@@ -59,27 +60,33 @@ class Reading:
 
 @dataclass(frozen=True)
 class CellShifts:
-    """The numbers of one cell's events.
+    """The numbers of one cell's events, in the order of the plan.
 
     Parameters
     ----------
-    genes_EG
-        The perturbed token ids of each event, int32.
+    genes
+        The perturbed token ids of each event, the anchor first.
     values_ES
         float32: one column a state in the order of the reading's states, or one column of similarities.
-    affected_EK
-        Token ids of the unperturbed genes, int32; None unless gene shifts were asked for.
-    gene_values_EK
-        Their cosine similarities before and after, float32.
+    affected
+        Token ids of the unperturbed genes of each event, int32; None unless gene shifts were asked for.
+    gene_values
+        Their cosine similarities before and after, float32, one array an event.
+    skipped
+        Events of the plan that the cell lacks the genes for.
+    empty
+        Events that leave no gene to compare.
     """
 
-    genes_EG: NDArray[np.int32]
+    genes: list[tuple[int, ...]]
     values_ES: NDArray[np.float32]
-    affected_EK: NDArray[np.int32] | None = None
-    gene_values_EK: NDArray[np.float32] | None = None
+    affected: list[NDArray[np.int32]] | None = None
+    gene_values: list[NDArray[np.float32]] | None = None
+    skipped: int = 0
+    empty: int = 0
 
     def __len__(self) -> int:
-        return len(self.genes_EG)
+        return len(self.genes)
 
 
 @torch.inference_mode()
@@ -109,34 +116,49 @@ def shift_cell(
         One row an event; none for events that leave no gene to compare.
     """
     check_embedding(reading.embedding, vocabulary)
-    device = encoder.execution.device
-    events = cell_events(input_ids, plan, vocabulary)
-    width = events.positions_EG.shape[1]
-    columns = max(1, len(reading.states))
-    if len(events) == 0 or int(events.is_gene.sum()) <= width:
-        return CellShifts(np.empty((0, width), np.int32), np.empty((0, columns), np.float32))
-    original = _Original(encoder, events.input_ids, events.is_gene, reading)
-    genes, values, affected, gene_values = [], [], [], []
-    for batch in events.batches(max(1, tokens_per_batch // len(events.input_ids))):
-        hidden_ELD = encoder.hidden(torch.from_numpy(batch.input_ids_EL))
-        kept_EKD = torch.take_along_dim(
-            hidden_ELD, torch.from_numpy(batch.kept_perturbed_EK).to(device)[:, :, None], dim=1
-        )
-        similarity_EK = None
-        if reading.gene_shifts or (reading.embedding == "mean" and not reading.states):
-            kept_original = torch.from_numpy(batch.kept_original_EK).to(device)
-            similarity_EK = cosine_similarity(kept_EKD, original.hidden_LD[kept_original], dim=-1)
-        values.append(_values(batch, hidden_ELD, kept_EKD, similarity_EK, original, reading).cpu().numpy())
-        genes.append(batch.genes_EG)
-        if reading.gene_shifts and similarity_EK is not None:
-            affected.append(events.input_ids[batch.kept_original_EK])
-            gene_values.append(similarity_EK.cpu().numpy())
+    events = cell_events(input_ids, plan, vocabulary, encoder.max_length)
+    originals: dict[tuple[int, ...], _Original] = {}
+    values: dict[int, NDArray[np.float32]] = {}
+    affected: dict[int, NDArray[np.int32]] = {}
+    gene_values: dict[int, NDArray[np.float32]] = {}
+    for batch in events.batches(max(1, tokens_per_batch // max(1, len(events.input_ids)))):
+        if batch.kept_original_EK.shape[1] == 0:
+            continue
+        cut = tuple(batch.cut.tolist())
+        if cut not in originals:
+            stays = ~np.isin(np.arange(len(events.input_ids)), batch.cut)
+            originals[cut] = _Original(encoder, events.input_ids[stays], events.is_gene[stays], reading)
+        batch_values, similarity_EK = _measure(encoder, batch, originals[cut], reading)
+        values |= dict(zip(batch.numbers_E.tolist(), batch_values, strict=True))
+        if similarity_EK is not None:
+            affected |= dict(zip(batch.numbers_E.tolist(), events.input_ids[batch.kept_original_EK], strict=True))
+            gene_values |= dict(zip(batch.numbers_E.tolist(), similarity_EK, strict=True))
+    numbers = sorted(values)
     return CellShifts(
-        np.concatenate(genes),
-        np.concatenate(values),
-        np.concatenate(affected) if affected else None,
-        np.concatenate(gene_values) if gene_values else None,
+        [tuple(events.events[number]) for number in numbers],
+        np.array([values[number] for number in numbers], np.float32).reshape(-1, max(1, len(reading.states))),
+        [affected[number] for number in numbers] if reading.gene_shifts else None,
+        [gene_values[number] for number in numbers] if reading.gene_shifts else None,
+        events.skipped,
+        len(events) - len(numbers),
     )
+
+
+def _measure(
+    encoder: Encoder, batch: EventBatch, original: _Original, reading: Reading
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Give each event's values, shape (events, states or 1), and the similarities of its genes where asked for."""
+    device = encoder.execution.device
+    hidden_ELD = encoder.hidden(torch.from_numpy(batch.input_ids_EL))
+    kept_EKD = torch.take_along_dim(hidden_ELD, torch.from_numpy(batch.kept_perturbed_EK).to(device)[:, :, None], dim=1)
+    similarity_EK = None
+    if reading.gene_shifts or (reading.embedding == "mean" and not reading.states):
+        kept_original = torch.from_numpy(batch.kept_original_EK).to(device)
+        similarity_EK = cosine_similarity(kept_EKD, original.hidden_LD[kept_original], dim=-1)
+    values_ES = _values(batch, hidden_ELD, kept_EKD, similarity_EK, original, reading).cpu().numpy()
+    if not reading.gene_shifts or similarity_EK is None:
+        return values_ES, None
+    return values_ES, similarity_EK.cpu().numpy()
 
 
 class _Original:
@@ -175,7 +197,8 @@ def _values(
         return similarity_EK.mean(dim=1, keepdim=True)
     if reading.comparison == "context":
         before_ED = original.hidden_LD[torch.from_numpy(batch.kept_original_EK).to(hidden_ELD.device)].mean(dim=1)
-    else:
-        before_ED = original.hidden_LD[original.is_gene_L].mean(dim=0, keepdim=True)
-    # After a deletion the genes that are left are the kept ones: the mean over all genes is the mean over them.
-    return original.towards_states(kept_EKD.mean(dim=1)) - original.towards_states(before_ED)
+        return original.towards_states(kept_EKD.mean(dim=1)) - original.towards_states(before_ED)
+    before_ED = original.hidden_LD[original.is_gene_L].mean(dim=0, keepdim=True)
+    genes_EN = torch.from_numpy(batch.genes_perturbed_EN).to(hidden_ELD.device)
+    after_ED = torch.take_along_dim(hidden_ELD, genes_EN[:, :, None], dim=1).mean(dim=1)
+    return original.towards_states(after_ED) - original.towards_states(before_ED)

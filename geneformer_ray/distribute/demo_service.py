@@ -97,7 +97,7 @@ def _perturb(client: httpx.Client, output: str, champion: dict[str, Any]) -> lis
     served = {event["genes"][0]: event["similarity"] for event in _ask(client, "/v1/perturb", body)["events"]}
     return [
         abs(served[names[int(event[0])]] - float(value))
-        for event, value in zip(offline.genes_EG, offline.values_ES[:, 0], strict=True)
+        for event, value in zip(offline.genes, offline.values_ES[:, 0], strict=True)
     ]
 
 

@@ -6,10 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.dataset as ds
 
-from geneformer_ray.compute.perturbation import PerturbationPlan, count_events
+from geneformer_ray.compute.cell_events import count_events
+from geneformer_ray.compute.gene_shift_summary import BUCKETS, pair_sums, summary_of_bucket
+from geneformer_ray.compute.perturbation import PerturbationPlan
 from geneformer_ray.compute.shift_tables import cell_shift_rows, gene_shift_rows
 from geneformer_ray.compute.shifts import Reading, shift_cell
+from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import finished_items, mark_finished, write_shard
 from geneformer_ray.distribute.fan_out import Pool, fan_out
@@ -23,10 +27,13 @@ if TYPE_CHECKING:
 
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["Screen", "ScreenWorker", "screen_items"]
+__all__ = ["Screen", "ScreenWorker", "SummaryWorker", "screen_items"]
 
 # Tokens of all perturbed sequences of one item: a bound on its work. A cell of 1,024 genes is an item of its own.
 TOKENS_PER_ITEM = 2**20
+GENE_SHIFTS, GENE_SUMMARY, PAIR_SUMS = "gene_shifts", "gene_shifts_summary", "_pair_sums"
+# Sums lie sorted by bucket: a small group of rows is read without its neighbours.
+ROWS_OF_A_GROUP = 2**16
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Screen:
         What is done, and what is compared.
     output
         The output directory.
+    gene_rows, gene_summary
+        What is kept of gene shifts: every one, and count, mean and deviation a pair.
     """
 
     cells: str
@@ -56,6 +65,14 @@ class Screen:
     plan: PerturbationPlan
     reading: Reading
     output: str
+    gene_rows: bool = False
+    gene_summary: bool = False
+
+    @property
+    def tables(self) -> list[str]:
+        """The names of the tables that it writes."""
+        gene_tables = {GENE_SHIFTS: self.gene_rows, GENE_SUMMARY: self.gene_summary}
+        return ["cell_shifts", *(name for name, wanted in gene_tables.items() if wanted)]
 
     def run(self, pool: Pool, vocabulary: GeneVocabulary) -> dict[str, int]:
         """Do every item that no earlier run finished; give the counts of all."""
@@ -73,24 +90,33 @@ class Screen:
             "plan": asdict(self.plan),
             "reading": reading,
             "output": self.output,
+            "tables": self.tables,
         }
         with Progress("screen", int(events.sum()), "events") as progress:
             progress.advance(sum(counts["events"] for counts in done.values()))
             for counts in fan_out(ScreenWorker, options, todo, pool):
                 done[counts["item"]] = counts
                 progress.advance(counts["events"])
-        measured = sum(counts["events"] for counts in done.values())
-        listed = self.plan.genes
-        possible = int(events.sum()) if listed is None else len(self.rows) * (1 if self.plan.together else len(listed))
+        if self.gene_summary:
+            self._summarise(vocabulary)
+        counted = ("events", "rows", "gene_rows", "events_skipped", "events_without_a_gene_to_compare")
         return {
             "cells": len(self.rows),
-            "events": measured,
-            "rows": sum(counts["rows"] for counts in done.values()),
-            "gene_rows": sum(counts["gene_rows"] for counts in done.values()),
-            # Listed genes that a cell does not hold cannot be deleted from it; nor the only gene, which leaves nothing.
-            "events_skipped": possible - measured,
+            **{name: sum(counts[name] for counts in done.values()) for name in counted},
             "cells_without_events": int((events == 0).sum()),
         }
+
+    def _summarise(self, vocabulary: GeneVocabulary) -> None:
+        """Merge the items' sums, bucket by bucket over the cluster."""
+        options = {"names": vocabulary.names, "vocabulary": vocabulary.digest, "output": self.output}
+        items = [{"bucket": bucket} for bucket in range(BUCKETS)]
+        with Progress("gene shifts summary", BUCKETS, "parts") as progress:
+            for _ in fan_out(SummaryWorker, options, items, Pool.of_cluster(model=False)):
+                progress.advance(1)
+
+    def discard_sums(self) -> None:
+        """Delete what the summary was made of; until the output is finished a rerun needs it."""
+        storage.remove(storage.join(self.output, PAIR_SUMS))
 
 
 def screen_items(
@@ -132,17 +158,25 @@ class ScreenWorker:
         Fields of :class:`Reading`, states as lists of floats.
     output
         The output directory.
+    tables
+        The tables to write.
     """
 
     def __init__(
-        self, cells: str, runner: dict[str, Any], plan: dict[str, Any], reading: dict[str, Any], output: str
+        self,
+        cells: str,
+        runner: dict[str, Any],
+        plan: dict[str, Any],
+        reading: dict[str, Any],
+        output: str,
+        tables: Sequence[str],
     ) -> None:
         self.table = CellTable(cells)
         self.runner = open_runner(runner)
-        self.plan = PerturbationPlan(**{**plan, "genes": None if plan["genes"] is None else tuple(plan["genes"])})
+        self.plan = PerturbationPlan(**plan)
         states = {state: np.array(vector, dtype=np.float32) for state, vector in reading["states"].items()}
         self.reading = Reading(**{**reading, "states": states})
-        self.output = output
+        self.output, self.tables = output, tables
         self.names = np.array(self.runner.vocabulary.names, dtype=object)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -156,9 +190,48 @@ class ScreenWorker:
         digest = self.runner.vocabulary.digest
         write_shard(self.output, "cell_shifts", item["item"], rows, vocabulary=digest)
         gene_rows = 0
-        if self.reading.gene_shifts:
+        if GENE_SUMMARY in self.tables:
+            sums = pair_sums(shifts)
+            write_shard(self.output, PAIR_SUMS, item["item"], sums, vocabulary=digest, row_group_size=ROWS_OF_A_GROUP)
+        if GENE_SHIFTS in self.tables:
             table = gene_shift_rows(cells.cell_ids, shifts, self.names)
-            write_shard(self.output, "gene_shifts", item["item"], table, vocabulary=digest)
+            write_shard(self.output, GENE_SHIFTS, item["item"], table, vocabulary=digest)
             gene_rows = table.num_rows
-        counts = {"events": sum(map(len, shifts)), "rows": rows.num_rows, "gene_rows": gene_rows, "cells": len(shifts)}
+        counts = {
+            "events": sum(map(len, shifts)),
+            "events_skipped": sum(cell.skipped for cell in shifts),
+            "events_without_a_gene_to_compare": sum(cell.empty for cell in shifts),
+            "rows": rows.num_rows,
+            "gene_rows": gene_rows,
+            "cells": len(shifts),
+        }
         return mark_finished(self.output, item["item"], counts)
+
+
+class SummaryWorker:
+    """Merges the gene shifts of one bucket of events.
+
+    Parameters
+    ----------
+    names, vocabulary
+        Token names by id, and the vocabulary's digest.
+    output
+        The screen's output directory.
+    """
+
+    def __init__(self, names: Sequence[str], vocabulary: str, output: str) -> None:
+        self.names = np.array(names, dtype=object)
+        self.vocabulary, self.output = vocabulary, output
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Merge one bucket, item by item in their order, and write its shard."""
+        files = storage.list_files(storage.join(self.output, PAIR_SUMS), ".parquet")
+        tables = (
+            ds.dataset(inside, filesystem=filesystem, format="parquet").to_table(
+                filter=ds.field("bucket") == item["bucket"]
+            )
+            for filesystem, inside in map(storage.locate, files)
+        )
+        table = summary_of_bucket(tables, self.names)
+        write_shard(self.output, GENE_SUMMARY, item["bucket"], table, vocabulary=self.vocabulary)
+        return item

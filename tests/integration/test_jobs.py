@@ -22,7 +22,7 @@ import pytest
 from geneformer_ray.compute.classifier import POOLINGS, CellClassifier
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.vocabulary import GeneVocabulary
-from geneformer_ray.errors import InputError, NotThereYetError, OutputExistsError, UnknownGeneError, VocabularyMismatch
+from geneformer_ray.errors import InputError, OutputExistsError, UnknownGeneError, VocabularyMismatch
 from geneformer_ray.manage.registry import find_registered
 from ray_jobs import embed, finetune, pretrain, promote, screen, screen_flags, statistics, tokenize
 from ray_jobs.command_line import build
@@ -271,9 +271,9 @@ def compare(ours: dict[tuple[Any, ...], float], file: Path) -> None:
         ({"state_column": "type", "start": "alpha", "goal": "beta"}, InputError, "--state-column.*cell_type"),
         ({"cells": "/nowhere"}, InputError, "--cells.*nowhere"),
         ({"embedding": "cls"}, InputError, "--embedding.*mean"),
-        ({"perturbation": "inhibit"}, NotThereYetError, "--perturbation.*not there yet"),
-        ({"gene_sets": "sets.gmt"}, NotThereYetError, "--gene-sets"),
-        ({"combine": 2}, NotThereYetError, "--combine"),
+        ({"gene_sets": "nowhere.gmt"}, InputError, "--gene-sets.*readable text file"),
+        ({"combine": 2}, InputError, "--combine: got 2; takes a list of genes"),
+        ({"rank_shift": 2}, InputError, "--rank-shift: got 2 to delete; takes inhibit or activate"),
         ({"state_column": "cell_type", "start": "alpha", "goal": "alpha"}, InputError, "states that differ"),
         ({"filter": {"donor": ["donor9"]}}, InputError, "--filter.*donor9"),
     ],

@@ -368,20 +368,6 @@ def test_help_survives_percent_signs(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 @pytest.mark.parametrize(
-    ("flags", "field"),
-    [
-        (["--gene-sets", "sets.gmt"], "--gene-sets"),
-        (["--combine", "2"], "--combine"),
-        (["--rank-shift", "1"], "--rank-shift"),
-        (["--gene-shifts-summary"], "--gene-shifts-summary"),
-    ],
-)
-def test_a_flag_that_is_not_there_yet_says_so(flags: list[str], field: str) -> None:
-    with pytest.raises(NotThereYetError, match=f"{field}: .*not there yet"):
-        check_flags(parse(ScreenConfig, [*REQUIRED, *flags]))
-
-
-@pytest.mark.parametrize(
     "flags",
     [
         ["--start", "alpha", "--goal", "beta"],

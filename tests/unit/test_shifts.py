@@ -1,4 +1,4 @@
-"""Deletions and their shifts, against one event at a time with stock transformers."""
+"""Perturbations and their shifts, against one event at a time with stock transformers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geneformer_ray.compute.cell_events import cell_events, count_events
 from geneformer_ray.compute.classifier import new_classifier
 from geneformer_ray.compute.encoder import LAYERS, Encoder
 from geneformer_ray.compute.execution import choose_execution
-from geneformer_ray.compute.perturbation import (
-    PerturbationPlan,
-    cell_events,
-    count_events,
-    genes_in_enough_cells,
-)
+from geneformer_ray.compute.perturbation import PERTURBATIONS, PerturbationPlan, genes_in_enough_cells
 from geneformer_ray.compute.shift_tables import CELL_SHIFTS, GENE_SHIFTS, cell_shift_rows, gene_shift_rows
 from geneformer_ray.compute.shifts import COMPARISONS, CellShifts, Reading, shift_cell
 from geneformer_ray.data.vocabulary import GeneVocabulary
@@ -34,7 +30,7 @@ STATES = {
     name: np.random.default_rng(number).normal(size=16).astype(np.float32)
     for number, name in enumerate(["start", "goal", "other"])
 }
-PLANS = ["all", "list", "together", "anchor", "anchor-list", "anchor-together"]
+PLANS = ["all", "list", "together", "pairs", "sets", "anchor", "anchor-list", "anchor-together", "anchor-pairs"]
 
 
 # ------------------------------------------------------------------ the reference
@@ -55,16 +51,51 @@ def reference_events(ids: Cell, plan: PerturbationPlan, vocabulary: GeneVocabula
     present = [int(ids[position]) for position in gene_positions(ids, vocabulary)]
     listed = present if plan.genes is None else list(plan.genes)
     listed = [gene for gene in listed if gene != plan.anchor]
-    groups = [listed] if plan.together else [[gene] for gene in listed]
+    groups = [listed] if plan.together else [list(pair) for pair in itertools.combinations(listed, plan.combine)]
+    if plan.sets is not None:
+        groups = [[gene for gene in group if gene != plan.anchor] for group in plan.sets]
     events = [group if plan.anchor is None else [plan.anchor, *group] for group in groups]
+    if plan.perturbation == "overexpress" and plan.anchor is None:
+        return events
     return [event for event in events if set(event) <= set(present)]
+
+
+def reference_edit(
+    ids: list[int], event: list[int], plan: PerturbationPlan, vocabulary: GeneVocabulary, size: int
+) -> tuple[list[int], list[int]]:
+    """The original and the perturbed sequence, as a person would write them down."""
+    if plan.perturbation == "delete":
+        return ids, [token for token in ids if token not in event]
+    genes = [ids[position] for position in gene_positions(np.array(ids), vocabulary)]
+    front = [token for token in ids[:1] if token not in genes]
+    behind = [token for token in ids[1:] if token not in genes]
+    others = [gene for gene in genes if gene not in event]
+    if plan.perturbation == "overexpress":
+        room = size - len(front) - len(behind) - len(event)
+        cut = others[room:]  # what no longer fits is left out of both
+        return [token for token in ids if token not in cut], [*front, *event, *others[:room], *behind]
+    ranks: dict[int, int] = {}
+    for gene in event:
+        n, rank = len(genes), genes.index(gene)
+        quartile = int(4 * rank / n) + 1
+        if plan.perturbation == "activate":
+            quartile -= plan.rank_shift
+            wanted = 0 if quartile < 1 else int((quartile - 0.5) * n / 4)
+        else:
+            quartile += plan.rank_shift
+            wanted = n - 1 if quartile > 4 else int((quartile - 0.5) * n / 4)
+        free = [rank for rank in range(n) if rank not in ranks.values()]
+        ranks[gene] = next((rank for rank in free if rank >= wanted), free[-1])
+    rest = iter(others)
+    at = {rank: gene for gene, rank in ranks.items()}
+    return ids, [*front, *(at[rank] if rank in at else next(rest) for rank in range(len(genes))), *behind]
 
 
 class Reference:
     """One cell's events, one at a time; hidden states are kept, for they depend on the sequence alone."""
 
-    def __init__(self, trunk: StockTrunk, vocabulary: GeneVocabulary, layer: int) -> None:
-        self.trunk, self.vocabulary, self.layer = trunk, vocabulary, layer
+    def __init__(self, trunk: StockTrunk, vocabulary: GeneVocabulary, layer: int, size: int) -> None:
+        self.trunk, self.vocabulary, self.layer, self.size = trunk, vocabulary, layer, size
         self.known: dict[tuple[int, ...], np.ndarray] = {}
 
     def hidden(self, ids: list[int]) -> np.ndarray:
@@ -73,22 +104,30 @@ class Reference:
         return self.known[tuple(ids)]
 
     def shifts(self, ids: Cell, plan: PerturbationPlan, reading: Reading) -> list[Event]:
-        genes = len(gene_positions(ids, self.vocabulary))
-        events = reference_events(ids, plan, self.vocabulary)
-        return [self.event(ids.tolist(), event, reading) for event in events if len(event) < genes]
+        made = [
+            (event, *reference_edit(ids.tolist(), event, plan, self.vocabulary, self.size))
+            for event in reference_events(ids, plan, self.vocabulary)
+        ]
+        genes = {token for token in ids.tolist() if token not in self.vocabulary.special_ids}
+        return [
+            self.event(original, perturbed, event, reading)
+            for event, original, perturbed in made
+            if (genes & set(perturbed)) - set(event)
+        ]
 
-    def event(self, ids: list[int], genes: list[int], reading: Reading) -> Event:
-        perturbed = [token for token in ids if token not in genes]
+    def event(self, ids: list[int], perturbed: list[int], genes: list[int], reading: Reading) -> Event:
         before, after = self.hidden(ids), self.hidden(perturbed)
-        left = [perturbed[position] for position in gene_positions(np.array(perturbed), self.vocabulary)]
+        all_after = [perturbed[position] for position in gene_positions(np.array(perturbed), self.vocabulary)]
+        left = [gene for gene in all_after if gene not in genes]
         gene_values = [cosine(after[perturbed.index(gene)], before[ids.index(gene)]) for gene in left]
         if reading.embedding == "cls":
             cell_after, cell_before = after[0], before[0]
         else:
-            counted = left
+            counted, counted_after = left, left
             if reading.comparison == "upstream":
                 counted = [ids[position] for position in gene_positions(np.array(ids), self.vocabulary)]
-            cell_after = np.mean([after[perturbed.index(gene)] for gene in left], axis=0)
+                counted_after = all_after
+            cell_after = np.mean([after[perturbed.index(gene)] for gene in counted_after], axis=0)
             cell_before = np.mean([before[ids.index(gene)] for gene in counted], axis=0)
         if reading.states:
             values = [cosine(cell_after, state) - cosine(cell_before, state) for state in reading.states.values()]
@@ -155,19 +194,26 @@ def encoder(model: Model, layer: int) -> Encoder:
 
 @pytest.fixture(scope="module")
 def reference(model: Model, layer: int) -> Reference:
-    return Reference(StockTrunk(model.directory), model.vocabulary, layer)
+    return Reference(StockTrunk(model.directory), model.vocabulary, layer, model.encoder().max_length)
 
 
-def make_plan(kind: str, ids: Cell, vocabulary: GeneVocabulary) -> PerturbationPlan:
-    """Plans whose listed genes stand in another order than in the cell; but for `together`, one is not in it."""
+def make_plan(kind: str, ids: Cell, vocabulary: GeneVocabulary, perturbation: str) -> PerturbationPlan:
+    """Plans whose listed genes stand in another order than in the cell; in lists and sets, one is not in it."""
     genes = [int(ids[position]) for position in gene_positions(ids, vocabulary)]
     absent = next(vocabulary.tokens[gene] for gene in vocabulary.genes if vocabulary.tokens[gene] not in genes)
     anchor = genes[1] if "anchor" in kind else None
+    shift = 1 + len(genes) % 3
+    listed = (genes[4], absent, genes[1], genes[0])
     if kind.endswith("together"):
-        return PerturbationPlan(genes=(genes[3], genes[0]), together=True, anchor=anchor)
+        return PerturbationPlan(perturbation, (genes[3], genes[0]), True, anchor, rank_shift=shift)
     if kind.endswith("list"):
-        return PerturbationPlan(genes=(genes[4], absent, genes[1], genes[0]), anchor=anchor)
-    return PerturbationPlan(anchor=anchor)
+        return PerturbationPlan(perturbation, listed, anchor=anchor, rank_shift=shift)
+    if kind.endswith("pairs"):
+        return PerturbationPlan(perturbation, listed, anchor=anchor, combine=2, rank_shift=shift)
+    if kind == "sets":
+        sets = ((absent, genes[2]), (genes[5],), (genes[-1], genes[3], genes[2]), (genes[-1], absent))
+        return PerturbationPlan(perturbation, sets=sets, rank_shift=shift)
+    return PerturbationPlan(perturbation, anchor=anchor, rank_shift=shift)
 
 
 def readings(model: Model) -> list[Reading]:
@@ -181,25 +227,28 @@ def readings(model: Model) -> list[Reading]:
 
 
 @pytest.mark.parametrize("kind", PLANS)
-def test_every_reading_of_every_plan(model: Model, encoder: Encoder, reference: Reference, kind: str) -> None:
-    for ids in model.cells([7, 16]):
-        plan = make_plan(kind, ids, model.vocabulary)
+@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+def test_every_reading_of_every_plan(
+    model: Model, encoder: Encoder, reference: Reference, kind: str, perturbation: str
+) -> None:
+    for ids in model.cells([7, 16] if perturbation != "overexpress" else [7, 15, 16]):
+        plan = make_plan(kind, ids, model.vocabulary, perturbation)
         for reading in readings(model):
             ours = shift_cell(encoder, ids, plan, reading, model.vocabulary)
             expected = reference.shifts(ids, plan, reading)
             assert len(expected) > 0
-            assert ours.genes_EG.tolist() == [event.genes for event in expected]
+            assert [list(genes) for genes in ours.genes] == [event.genes for event in expected]
             assert ours.values_ES.dtype == np.float32
             np.testing.assert_allclose(ours.values_ES, [event.values for event in expected], atol=TOLERANCE)
             if not reading.gene_shifts:
-                assert ours.affected_EK is None
-                assert ours.gene_values_EK is None
+                assert ours.affected is None
+                assert ours.gene_values is None
                 continue
-            assert ours.affected_EK is not None
-            assert ours.gene_values_EK is not None
-            assert ours.affected_EK.tolist() == [event.affected for event in expected]
-            gene_values = [event.gene_values for event in expected]
-            np.testing.assert_allclose(ours.gene_values_EK, gene_values, atol=TOLERANCE)
+            assert ours.affected is not None
+            assert ours.gene_values is not None
+            assert [genes.tolist() for genes in ours.affected] == [event.affected for event in expected]
+            for values, event in zip(ours.gene_values, expected, strict=True):
+                np.testing.assert_allclose(values, event.gene_values, atol=TOLERANCE)
 
 
 def test_the_comparisons_differ_with_states_only(model: Model) -> None:
@@ -223,10 +272,11 @@ def test_batches_change_nothing(model: Model) -> None:
         whole = shift_cell(encoder, ids, plan, reading, model.vocabulary)
         for tokens in (1, 40, 100):
             cut = shift_cell(encoder, ids, plan, reading, model.vocabulary, tokens_per_batch=tokens)
-            assert cut.genes_EG.tolist() == whole.genes_EG.tolist()
+            assert cut.genes == whole.genes
             np.testing.assert_allclose(cut.values_ES, whole.values_ES, atol=1e-6)
-            if whole.gene_values_EK is not None:
-                np.testing.assert_allclose(cut.gene_values_EK, whole.gene_values_EK, atol=1e-6)
+            if whole.gene_values is not None and cut.gene_values is not None:
+                for mine, theirs in zip(cut.gene_values, whole.gene_values, strict=True):
+                    np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
 def test_a_v1_cell_in_an_extended_vocabulary(model_directory: Path, vocabulary: GeneVocabulary, tmp_path: Path) -> None:
@@ -237,10 +287,10 @@ def test_a_v1_cell_in_an_extended_vocabulary(model_directory: Path, vocabulary: 
     ids = extended.adapt(full, vocabulary.digest)
     encoder = Encoder.load(tmp_path / "extended", execution=EXECUTION)
     shifts = shift_cell(encoder, ids, PerturbationPlan(), Reading("cls", gene_shifts=True), extended)
-    assert shifts.genes_EG[:, 0].tolist() == full[:15].tolist()
-    assert shifts.affected_EK is not None
-    assert extended.cls_id not in shifts.affected_EK
-    assert shifts.affected_EK.shape == (15, 14)
+    assert [genes[0] for genes in shifts.genes] == full[:15].tolist()
+    assert shifts.affected is not None
+    assert extended.cls_id not in np.concatenate(shifts.affected)
+    assert [len(genes) for genes in shifts.affected] == [14] * 15
 
 
 # ------------------------------------------------------------------ events without a number
@@ -253,18 +303,19 @@ def test_nothing_left_to_compare(model: Model, states: dict[str, np.ndarray]) ->
     genes = [int(two[position]) for position in gene_positions(two, model.vocabulary)]
     cases = [
         (one, PerturbationPlan(), 1),
-        (two, PerturbationPlan(genes=tuple(genes), together=True), 2),
-        (two, PerturbationPlan(anchor=genes[0]), 2),
+        (two, PerturbationPlan(genes=tuple(genes), together=True), 1),
+        (two, PerturbationPlan(anchor=genes[0]), 1),
     ]
     absent = next(token for token in range(len(model.vocabulary) - 2, 3, -1) if token not in six)
-    cases += [(six, PerturbationPlan(genes=(absent,)), 1), (six, PerturbationPlan(anchor=absent), 2)]
+    cases += [(six, PerturbationPlan(genes=(absent,)), 1), (six, PerturbationPlan(anchor=absent), 6)]
     for embedding in model.embeddings:
-        for ids, plan, width in cases:
+        for ids, plan, events in cases:
             reading = Reading(embedding, states=states, gene_shifts=True)
             shifts = shift_cell(encoder, ids, plan, reading, model.vocabulary)
             assert len(shifts) == 0
-            assert shifts.genes_EG.shape == (0, width)
+            assert shifts.genes == []
             assert shifts.values_ES.shape == (0, columns)
+            assert shifts.skipped + shifts.empty == events
 
 
 def test_two_genes_are_enough(model: Model) -> None:
@@ -337,7 +388,7 @@ NAMES = np.array(["<pad>", "<mask>", "A", "B", "C"], dtype=object)
 
 
 def cell_shifts(genes: list[list[int]], values: list[list[float]]) -> CellShifts:
-    return CellShifts(np.array(genes, np.int32).reshape(-1, 2), np.array(values, np.float32))
+    return CellShifts([tuple(event) for event in genes], np.array(values, np.float32))
 
 
 @pytest.fixture
@@ -345,7 +396,7 @@ def three_cells() -> list[CellShifts]:
     """Two states; the second cell has no event."""
     return [
         cell_shifts([[2, 3], [2, 4]], [[0.5, -0.5], [0.25, 0]]),
-        CellShifts(np.empty((0, 2), np.int32), np.empty((0, 2), np.float32)),
+        CellShifts([], np.empty((0, 2), np.float32)),
         cell_shifts([[2, 4]], [[1, 2]]),
     ]
 
@@ -367,7 +418,7 @@ def test_cell_shift_rows(three_cells: list[CellShifts]) -> None:
 
 
 def test_cell_shift_rows_without_states() -> None:
-    shifts = [CellShifts(np.array([[4], [2]], np.int32), np.array([[0.75], [1]], np.float32))]
+    shifts = [CellShifts([(4,), (2,)], np.array([[0.75], [1]], np.float32))]
     table = cell_shift_rows(["c1"], shifts, [], NAMES)
     assert [tuple(row.values()) for row in table.to_pylist()] == [
         ("c1", ["C"], "similarity", "", 0.75),
@@ -377,10 +428,10 @@ def test_cell_shift_rows_without_states() -> None:
 
 def test_gene_shift_rows(three_cells: list[CellShifts]) -> None:
     first = CellShifts(
-        np.array([[2], [3]], np.int32),
+        [(2,), (3,)],
         np.zeros((2, 1), np.float32),
-        np.array([[3, 4], [2, 4]], np.int32),
-        np.array([[0.5, 1], [0.25, 0]], np.float32),
+        list(np.array([[3, 4], [2, 4]], np.int32)),
+        list(np.array([[0.5, 1], [0.25, 0]], np.float32)),
     )
     table = gene_shift_rows(["c1", "c2"], [first, three_cells[1]], NAMES)
     assert table.column_names == ["cell_id", "genes", "affected", "value"]
