@@ -43,7 +43,7 @@ unit: setup ## tests without Ray: seconds (more flags: ARGS="-k name")
 integration: setup ## tests with real Ray, MLflow and Serve: minutes
 	@$(BIN)/python -m pytest tests/integration -q -m 'not slow' $(ARGS)
 
-slow: setup ## tests that kill jobs and see them go on: minutes, before a release
+slow: setup ## whole studies, and jobs that are killed and go on: minutes, before a release
 	@$(BIN)/python -m pytest tests/integration -q -m slow $(ARGS)
 
 lint: setup ## ruff (rules and format) and mypy

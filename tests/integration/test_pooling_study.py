@@ -15,7 +15,7 @@ from ray_jobs import pooling_study, pretrain, tokenize
 from ray_jobs.command_line import build
 from tests.integration.small_data import GROUPS, SmallData
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
 
 def study(**flags: Any) -> dict[str, Any]:

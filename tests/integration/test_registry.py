@@ -304,6 +304,7 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_code_1(record: Record, 
     check_whole(record, json.loads(done.stdout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [

@@ -37,7 +37,7 @@ from geneformer_ray.manage.trials import Trial, read_predictions
 from tests.conftest import random_cells
 from tests.reference import Cell
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OPTIONS = {
@@ -204,7 +204,6 @@ def killed_once(marker: Path, at_step: int) -> Callable[[dict[str, Any]], None]:
     return train
 
 
-@pytest.mark.slow
 def test_a_worker_killed_between_checkpoints_leaves_the_same_result(
     setting: Setting, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +246,6 @@ def pair(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.slow
 def test_a_driver_killed_within_an_epoch_leaves_the_same_result(setting: Setting, pair: Path, tmp_path: Path) -> None:
     output, trial = tmp_path / "out", Trial("mean", 0)
     config = {**setting.config, "output": str(output)}
