@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from geneformer_ray.compute.encoder import Encoder
     from geneformer_ray.compute.model_runner import ModelRunner
     from geneformer_ray.compute.perturbation import PerturbationPlan
-    from geneformer_ray.compute.shifts import CellShifts, Reading, shift_cell
+    from geneformer_ray.compute.reading import Reading
+    from geneformer_ray.compute.shifts import CellShifts, shift_cell, shift_cells
     from geneformer_ray.compute.statistics import goal_shift_table
     from geneformer_ray.data.cells import CellTable
     from geneformer_ray.data.rank_value import RankValueEncoder
@@ -42,6 +43,7 @@ __all__ = [
     "cell_embeddings",
     "goal_shift_table",
     "shift_cell",
+    "shift_cells",
 ]
 
 _WHERE = {
@@ -55,10 +57,11 @@ _WHERE = {
     "ModelRunner": "compute.model_runner",
     "PerturbationPlan": "compute.perturbation",
     "RankValueEncoder": "data.rank_value",
-    "Reading": "compute.shifts",
+    "Reading": "compute.reading",
     "cell_embeddings": "compute.embedding",
     "goal_shift_table": "compute.statistics",
     "shift_cell": "compute.shifts",
+    "shift_cells": "compute.shifts",
 }
 
 

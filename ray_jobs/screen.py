@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geneformer_ray.compute.embedding import check_embedding, check_states
-from geneformer_ray.compute.shifts import Reading
+from geneformer_ray.compute.reading import Reading
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.digests import digest_of

@@ -17,7 +17,8 @@ from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import Execution, choose_execution
 from geneformer_ray.compute.model_directory import model_vocabulary, read_config
 from geneformer_ray.compute.perturbation import PerturbationPlan
-from geneformer_ray.compute.shifts import Reading, shift_cell
+from geneformer_ray.compute.reading import Reading
+from geneformer_ray.compute.shifts import shift_cell
 from geneformer_ray.data import storage
 from geneformer_ray.data.rank_value import RankValueEncoder
 from geneformer_ray.data.vocabulary import GeneVocabulary, gene_mask

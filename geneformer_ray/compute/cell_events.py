@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,15 @@ class EventBatch:
     kept_perturbed_EK: NDArray[np.int64]
     genes_perturbed_EN: NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.numbers_E)
+
+    def halves(self) -> tuple[EventBatch, EventBatch]:
+        """Cut the events in two."""
+        named = {field.name: np.array_split(getattr(self, field.name), 2) for field in fields(self)}
+        first, second = ({**{name: parts[i] for name, parts in named.items()}, "cut": self.cut} for i in (0, 1))
+        return EventBatch(**first), EventBatch(**second)
+
 
 @dataclass(frozen=True)
 class CellEvents:
@@ -88,6 +97,12 @@ class CellEvents:
     def position_of(self) -> dict[int, int]:
         """Where each gene of the cell lies."""
         return {int(self.input_ids[position]): int(position) for position in np.flatnonzero(self.is_gene)}
+
+    def sample(self, most: int | None) -> CellEvents:
+        """Keep so many of the events, spread evenly; all of them where there are no more."""
+        if most is None or len(self) <= most:
+            return self
+        return replace(self, events=[self.events[i * len(self) // most] for i in range(most)])
 
     def batches(self, events: int) -> Iterator[EventBatch]:
         """Make the perturbed sequences of up to `events` events at a time, those of one shape together."""

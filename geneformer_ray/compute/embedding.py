@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from geneformer_ray.compute.classifier import mean_over_genes
-from geneformer_ray.compute.encoder import attention_mask
-from geneformer_ray.data.batching import length_batches, pad
+from geneformer_ray.data.batching import length_batches
+from geneformer_ray.data.vocabulary import gene_mask
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,16 +69,24 @@ def cell_embeddings(
     float32 array of shape (cells, width), in the order given.
     """
     check_embedding(embedding, vocabulary)
-    special = torch.tensor(sorted(vocabulary.special_ids), device=encoder.execution.device)
     result = np.empty((len(sequences), encoder.config.hidden_size), dtype=np.float32)
     for batch in length_batches(np.array([len(ids) for ids in sequences]), tokens_per_batch):
-        ids_BL, lengths_B, hidden_BLD = _hidden(encoder, [sequences[i] for i in batch], vocabulary)
-        if embedding == "cls":
-            result[batch] = hidden_BLD[:, 0].cpu().numpy()
-        else:
-            mask_BL = attention_mask(lengths_B, ids_BL.shape[1])
-            result[batch] = mean_over_genes(hidden_BLD, ids_BL, mask_BL, special).cpu().numpy()
+        cells = [sequences[i] for i in batch]
+        hidden = encoder.hidden([ids[None] for ids in cells], first_only=embedding == "cls")
+        vectors = [
+            states_1LD[0, 0] if embedding == "cls" else _mean_over_genes(states_1LD[0], ids, vocabulary)
+            for ids, states_1LD in zip(cells, hidden, strict=True)
+        ]
+        result[batch] = torch.stack(vectors).cpu().numpy()
     return result
+
+
+def _mean_over_genes(hidden_LD: torch.Tensor, ids: NDArray[np.integer], vocabulary: GeneVocabulary) -> torch.Tensor:
+    """Average one cell's hidden states over its genes, shape (width,); zeros where it has none."""
+    genes = np.flatnonzero(gene_mask(vocabulary, ids))
+    if len(genes) < len(ids):
+        hidden_LD = hidden_LD[torch.from_numpy(genes).to(hidden_LD.device)]
+    return hidden_LD.sum(dim=0) / max(1, len(genes))
 
 
 def gene_embedding_sums(
@@ -96,10 +103,10 @@ def gene_embedding_sums(
     sums = np.zeros((len(vocabulary), encoder.config.hidden_size))
     cells = np.zeros(len(vocabulary), dtype=np.int64)
     for batch in length_batches(np.array([len(ids) for ids in sequences]), TOKENS_PER_BATCH):
-        ids_BL, lengths_B, hidden_BLD = _hidden(encoder, [sequences[i] for i in batch], vocabulary)
-        mask_BL = attention_mask(lengths_B, ids_BL.shape[1]).bool()
-        tokens = ids_BL[mask_BL].cpu().numpy()
-        np.add.at(sums, tokens, hidden_BLD[mask_BL].cpu().numpy().astype(np.float64))
+        tokens = np.concatenate([sequences[i] for i in batch])
+        hidden = encoder.hidden([sequences[i][None] for i in batch])
+        states_TD = torch.cat([states_1LD[0] for states_1LD in hidden]).cpu().numpy()
+        np.add.at(sums, tokens, states_TD.astype(np.float64))
         np.add.at(cells, tokens, 1)
     return sums, cells
 
@@ -158,14 +165,3 @@ def check_states(states: Mapping[str, object], width: int, wanted: Sequence[str]
             )
         checked[state] = vector
     return checked
-
-
-def _hidden(
-    encoder: Encoder, sequences: Sequence[NDArray[np.integer]], vocabulary: GeneVocabulary
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pad and run a batch; without a mask where all have one length."""
-    ids, lengths = pad(sequences, vocabulary.pad_id)
-    ids_BL = torch.from_numpy(ids).to(encoder.execution.device)
-    lengths_B = torch.from_numpy(lengths).to(encoder.execution.device)
-    padded = bool((lengths < ids.shape[1]).any())
-    return ids_BL, lengths_B, encoder.hidden(ids_BL, lengths_B if padded else None)

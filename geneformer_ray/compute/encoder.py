@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import BertModel
 
 from geneformer_ray.compute.execution import Execution, choose_execution
 from geneformer_ray.compute.model_directory import load_weights
+from geneformer_ray.compute.trunk import Trunk
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
@@ -27,13 +32,13 @@ def attention_mask(lengths_B: torch.Tensor, longest: int) -> torch.Tensor:
     return (torch.arange(longest, device=lengths_B.device)[None, :] < lengths_B[:, None]).long()
 
 
-class Encoder(nn.Module):
+class Encoder:
     """A BERT trunk that ends at the layer that is read.
 
     Parameters
     ----------
     bert
-        The whole trunk. The encoder takes it over: layers beyond the one that is read, and the pooler, are cut off.
+        The whole trunk. No layer beyond the one that is read is kept, no pooler and no head.
     layer
         ``-1`` reads the output of the layer before the last (upstream's default), ``0`` the last layer's.
     execution
@@ -41,7 +46,6 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, bert: BertModel, *, layer: int = -1, execution: Execution | None = None) -> None:
-        super().__init__()
         if layer not in LAYERS:
             raise InputError("--layer", layer, "-1 (the layer before the last) or 0 (the last)")
         needed = bert.config.num_hidden_layers + layer
@@ -49,11 +53,7 @@ class Encoder(nn.Module):
             raise InputError("--layer", layer, f"0 for a model of {bert.config.num_hidden_layers} layers")
         self.execution = execution or choose_execution()
         self.config = bert.config
-        self.bert = bert
-        # No layer is computed beyond the one that is read, and no head at all.
-        self.bert.encoder.layer = bert.encoder.layer[:needed]
-        self.bert.pooler = None
-        self.to(self.execution.device).eval()
+        self.trunk = Trunk(bert, needed, self.execution)
 
     @classmethod
     def load(cls, directory: Path, *, layer: int = -1, execution: Execution | None = None) -> Encoder:
@@ -66,28 +66,25 @@ class Encoder(nn.Module):
         """The most tokens that the model takes."""
         return int(self.config.max_position_embeddings)
 
-    @torch.inference_mode()
-    def hidden(self, input_ids_BL: torch.Tensor, lengths_B: torch.Tensor | None = None) -> torch.Tensor:
+    def hidden(self, groups: Sequence[NDArray[np.integer]], *, first_only: bool = False) -> list[torch.Tensor]:
         """Compute hidden states at the chosen layer.
 
         Parameters
         ----------
-        input_ids_BL
-            Token ids, shape (batch, length).
-        lengths_B
-            Real tokens of each row; None where no row is padded, which spares the mask.
+        groups
+            Token ids without padding, each of shape (sequences, length): sequences of one length make a group. What
+            the sequences of a group share at the same positions is computed once.
+        first_only
+            Give position 0 alone, as a ``<cls>`` is read: cheaper by most of a layer.
 
         Returns
         -------
-        Tensor
-            float32, shape (batch, length, width).
+        list of Tensor
+            On the device, float32, each of shape (sequences, length or 1, width).
         """
         device = self.execution.device
-        input_ids_BL = input_ids_BL.to(device)
-        mask_BL = None if lengths_B is None else attention_mask(lengths_B.to(device), input_ids_BL.shape[1])
-        with self.execution.autocast():
-            hidden_BLD: torch.Tensor = self.bert(input_ids=input_ids_BL, attention_mask=mask_BL).last_hidden_state
-        return hidden_BLD.float()
+        ids = [torch.from_numpy(np.asarray(group, dtype=np.int64)).to(device) for group in groups]
+        return self.trunk.hidden(ids, first_only=first_only)
 
 
 def add_token(bert: BertModel, vocabulary: GeneVocabulary) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import torch
 
 from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import choose_execution
@@ -45,9 +48,15 @@ class ModelRunner:
         cpus: float | None = None,
         gpu: bool | None = None,
     ) -> None:
-        directory = find_model(model)
-        self.vocabulary = model_vocabulary(directory, vocabulary, read_config(directory))
-        self.encoder = Encoder.load(directory, layer=layer, execution=choose_execution(precision, cpus=cpus, gpu=gpu))
+        self._directory, self._layer = find_model(model), layer
+        self.vocabulary = model_vocabulary(self._directory, vocabulary, read_config(self._directory))
+        execution = choose_execution(precision, cpus=cpus, gpu=gpu)
+        self.encoder = Encoder.load(self._directory, layer=layer, execution=execution)
+
+    def exact_encoder(self) -> Encoder:
+        """Load the trunk once more, in float32 on the same device: what a lower precision is measured against."""
+        execution = replace(self.encoder.execution, dtype=torch.float32)
+        return Encoder.load(self._directory, layer=self._layer, execution=execution)
 
     def sequences(self, input_ids: Sequence[NDArray[np.integer]], cells_digest: str | None) -> list[NDArray[np.int32]]:
         """Re-encode cells for this model where its vocabulary extends theirs; refuse what it cannot take.

@@ -1,61 +1,35 @@
-"""What is compared between a cell and its perturbed self, and the number that comes of it."""
+"""Perturbing cells: events in batches through the model, and the numbers of each cell's events."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn.functional import cosine_similarity
 
 from geneformer_ray.compute.cell_events import cell_events
 from geneformer_ray.compute.embedding import check_embedding
+from geneformer_ray.compute.reading import Original, read_shifts
+from geneformer_ray.compute.token_budget import TokenBudget, out_of_memory
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from geneformer_ray.compute.cell_events import EventBatch
+    from geneformer_ray.compute.cell_events import CellEvents, EventBatch
     from geneformer_ray.compute.encoder import Encoder
     from geneformer_ray.compute.perturbation import PerturbationPlan
+    from geneformer_ray.compute.reading import Reading
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["COMPARISONS", "CellShifts", "Reading", "shift_cell"]
+__all__ = ["CellShifts", "shift_cell", "shift_cells"]
 
-COMPARISONS = ("context", "upstream")
-# Padded tokens of one batch of events: enough to fill the matrix units, small enough to stay in a CPU's cache.
-TOKENS_PER_BATCH = 8_192
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is read from hidden states.
-
-    Parameters
-    ----------
-    embedding
-        ``mean`` reads genes, ``cls`` position 0.
-    comparison
-        ``context``: the perturbed genes are left out on both sides. ``upstream``: with states, the mean is over all
-        genes of each side, so that a deleted gene still counts in the original. Without states, and for ``cls``, the
-        two are the same.
-    states
-        State -> its embedding, float32 of shape (width,). Without states an event's number is a similarity.
-    gene_shifts
-        Whether to give the similarity of every unperturbed gene before and after as well.
-    """
-
-    embedding: str = "mean"
-    comparison: str = "context"
-    states: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    gene_shifts: bool = False
-
-    def __post_init__(self) -> None:
-        if self.comparison not in COMPARISONS:
-            raise InputError("--comparison", self.comparison, f"one of {', '.join(COMPARISONS)}")
+# From this length on it pays to compute the first layer of several events together, up to so many.
+SHARING_LENGTH = 256
+EVENTS_THAT_SHARE = 32
 
 
 @dataclass(frozen=True)
@@ -89,7 +63,6 @@ class CellShifts:
         return len(self.genes)
 
 
-@torch.inference_mode()
 def shift_cell(
     encoder: Encoder,
     input_ids: NDArray[np.integer],
@@ -97,108 +70,172 @@ def shift_cell(
     reading: Reading,
     vocabulary: GeneVocabulary,
     *,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    budget: TokenBudget | None = None,
 ) -> CellShifts:
-    """Perturb a cell and measure every event.
+    """Perturb one cell and measure every event; as :func:`shift_cells` does with many."""
+    return shift_cells(encoder, [input_ids], plan, reading, vocabulary, budget=budget)[0]
+
+
+@torch.inference_mode()
+def shift_cells(
+    encoder: Encoder,
+    sequences: Sequence[NDArray[np.integer]],
+    plan: PerturbationPlan,
+    reading: Reading,
+    vocabulary: GeneVocabulary,
+    *,
+    budget: TokenBudget | None = None,
+    most_events: int | None = None,
+) -> list[CellShifts]:
+    """Perturb cells and measure every event; small cells share a batch.
 
     Parameters
     ----------
     encoder
         The trunk, which ends at the layer that is read.
-    input_ids
-        The cell's token ids, shape (length,).
+    sequences
+        Each cell's token ids, shape (length,).
     plan, reading
         What is done, and what is compared. The formulas stand in the architecture's "Two comparisons".
+    budget
+        How many tokens make a batch; by default as many as the free memory holds. Halved where it is too much.
+    most_events
+        Measure no more than so many of each cell's events, spread over all of them; None measures all.
 
     Returns
     -------
-    CellShifts
+    list of CellShifts
         One row an event; none for events that leave no gene to compare.
+
+    Raises
+    ------
+    InputError
+        If the memory does not hold a single perturbed sequence.
     """
     check_embedding(reading.embedding, vocabulary)
-    events = cell_events(input_ids, plan, vocabulary, encoder.max_length)
-    originals: dict[tuple[int, ...], _Original] = {}
-    values: dict[int, NDArray[np.float32]] = {}
-    affected: dict[int, NDArray[np.int32]] = {}
-    gene_values: dict[int, NDArray[np.float32]] = {}
-    for batch in events.batches(max(1, tokens_per_batch // max(1, len(events.input_ids)))):
-        if batch.kept_original_EK.shape[1] == 0:
-            continue
+    budget = budget or TokenBudget.of_free_memory(encoder.execution, encoder.config)
+    made = [cell_events(ids, plan, vocabulary, encoder.max_length) for ids in sequences]
+    cells = [_CellInWork(events.sample(most_events), reading) for events in made]
+    waiting: list[tuple[_CellInWork, EventBatch]] = []
+    tokens = 0
+    for cell in cells:
+        for batch in cell.batches(budget):
+            if waiting and tokens + batch.input_ids_EL.size > budget.tokens:
+                _measure(encoder, waiting, reading, budget)
+                waiting, tokens = [], 0
+            waiting.append((cell, batch))
+            tokens += batch.input_ids_EL.size + len(cell.events.input_ids) * (not cell.originals)
+    if waiting:
+        _measure(encoder, waiting, reading, budget)
+    return [cell.shifts() for cell in cells]
+
+
+class _CellInWork:
+    """A cell's events, its hidden states while they are needed, and the numbers so far."""
+
+    def __init__(self, events: CellEvents, reading: Reading) -> None:
+        self.events, self.reading = events, reading
+        self.originals: dict[tuple[int, ...], Original] = {}
+        self.empty = 0
+        self.values: dict[int, NDArray[np.float32]] = {}
+        self.affected: dict[int, NDArray[np.int32]] = {}
+        self.gene_values: dict[int, NDArray[np.float32]] = {}
+
+    def batches(self, budget: TokenBudget) -> Iterator[EventBatch]:
+        """Make the events that have genes to compare, as many at once as share their first layer well."""
+        length = max(1, len(self.events.input_ids))
+        events = budget.tokens // length
+        if length >= SHARING_LENGTH:
+            events = min(events, EVENTS_THAT_SHARE)
+        for batch in self.events.batches(max(1, events)):
+            if batch.kept_original_EK.shape[1]:
+                yield batch
+            else:
+                self.empty += len(batch)
+
+    def original(self, batch: EventBatch) -> NDArray[np.int32] | None:
+        """Give the unperturbed sequence that a batch is compared with, None where it has been computed."""
         cut = tuple(batch.cut.tolist())
-        if cut not in originals:
-            stays = ~np.isin(np.arange(len(events.input_ids)), batch.cut)
-            originals[cut] = _Original(encoder, events.input_ids[stays], events.is_gene[stays], reading)
-        batch_values, similarity_EK = _measure(encoder, batch, originals[cut], reading)
-        values |= dict(zip(batch.numbers_E.tolist(), batch_values, strict=True))
+        return None if cut in self.originals else self.events.input_ids[self._stays(cut)]
+
+    def _stays(self, cut: tuple[int, ...]) -> NDArray[np.bool_]:
+        return ~np.isin(np.arange(len(self.events.input_ids)), cut)
+
+    def keep_original(self, batch: EventBatch, hidden_LD: torch.Tensor) -> None:
+        """Keep the unperturbed cell's hidden states for the batches to come."""
+        cut = tuple(batch.cut.tolist())
+        self.originals[cut] = Original(hidden_LD, self.events.is_gene[self._stays(cut)], self.reading)
+
+    def measure(self, batch: EventBatch, hidden_ELD: torch.Tensor) -> None:
+        """Take a batch's numbers from its hidden states."""
+        original, numbers = self.originals[tuple(batch.cut.tolist())], batch.numbers_E.tolist()
+        values_ES, similarity_EK = read_shifts(batch, hidden_ELD, original, self.reading)
+        self.values |= dict(zip(numbers, values_ES, strict=True))
         if similarity_EK is not None:
-            affected |= dict(zip(batch.numbers_E.tolist(), events.input_ids[batch.kept_original_EK], strict=True))
-            gene_values |= dict(zip(batch.numbers_E.tolist(), similarity_EK, strict=True))
-    numbers = sorted(values)
-    return CellShifts(
-        [tuple(events.events[number]) for number in numbers],
-        np.array([values[number] for number in numbers], np.float32).reshape(-1, max(1, len(reading.states))),
-        [affected[number] for number in numbers] if reading.gene_shifts else None,
-        [gene_values[number] for number in numbers] if reading.gene_shifts else None,
-        events.skipped,
-        len(events) - len(numbers),
-    )
+            self.affected |= dict(zip(numbers, self.events.input_ids[batch.kept_original_EK], strict=True))
+            self.gene_values |= dict(zip(numbers, similarity_EK, strict=True))
+
+    def forget(self) -> None:
+        """Let go of the hidden states once every event has its numbers."""
+        if len(self.values) + self.empty == len(self.events):
+            self.originals.clear()
+
+    def shifts(self) -> CellShifts:
+        """Put the numbers in the order of the events."""
+        numbers, gene_shifts = sorted(self.values), self.reading.gene_shifts
+        return CellShifts(
+            [tuple(self.events.events[number]) for number in numbers],
+            np.array([self.values[number] for number in numbers], np.float32).reshape(
+                -1, max(1, len(self.reading.states))
+            ),
+            [self.affected[number] for number in numbers] if gene_shifts else None,
+            [self.gene_values[number] for number in numbers] if gene_shifts else None,
+            self.events.skipped,
+            self.empty,
+        )
 
 
 def _measure(
-    encoder: Encoder, batch: EventBatch, original: _Original, reading: Reading
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Give each event's values, shape (events, states or 1), and the similarities of its genes where asked for."""
-    device = encoder.execution.device
-    hidden_ELD = encoder.hidden(torch.from_numpy(batch.input_ids_EL))
-    kept_EKD = torch.take_along_dim(hidden_ELD, torch.from_numpy(batch.kept_perturbed_EK).to(device)[:, :, None], dim=1)
-    similarity_EK = None
-    if reading.gene_shifts or (reading.embedding == "mean" and not reading.states):
-        kept_original = torch.from_numpy(batch.kept_original_EK).to(device)
-        similarity_EK = cosine_similarity(kept_EKD, original.hidden_LD[kept_original], dim=-1)
-    values_ES = _values(batch, hidden_ELD, kept_EKD, similarity_EK, original, reading).cpu().numpy()
-    if not reading.gene_shifts or similarity_EK is None:
-        return values_ES, None
-    return values_ES, similarity_EK.cpu().numpy()
+    encoder: Encoder, batches: Sequence[tuple[_CellInWork, EventBatch]], reading: Reading, budget: TokenBudget
+) -> None:
+    """Compute batches of events together; half of them at a time where the memory does not hold all."""
+    try:
+        new: dict[tuple[int, tuple[int, ...]], tuple[_CellInWork, EventBatch, NDArray[np.int32]]] = {}
+        for cell, batch in batches:
+            original = cell.original(batch)
+            if original is not None:
+                new.setdefault((id(cell), tuple(batch.cut.tolist())), (cell, batch, original))
+        groups: list[NDArray[np.integer]] = [original[None] for _, _, original in new.values()]
+        groups += [batch.input_ids_EL for _, batch in batches]
+        hidden = encoder.hidden(groups, first_only=reading.first_only)
+        for (cell, batch, _), hidden_1LD in zip(new.values(), hidden, strict=False):
+            cell.keep_original(batch, hidden_1LD[0].clone())
+        for (cell, batch), hidden_ELD in zip(batches, hidden[len(new) :], strict=True):
+            cell.measure(batch, hidden_ELD)
+        for cell, _ in batches:
+            cell.forget()
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        halves = _halves(batches)
+        if halves is None:
+            got = f"a cell of {batches[0][1].input_ids_EL.shape[1]} tokens"
+            raise InputError("--cells", got, "memory for one sequence of it, which is not there") from error
+    # Outside the handler: what its traceback held is free by now.
+    budget.halve()
+    for half in halves:
+        _measure(encoder, half, reading, budget)
 
 
-class _Original:
-    """The unperturbed cell's hidden states, computed once for all its events."""
-
-    def __init__(
-        self, encoder: Encoder, input_ids: NDArray[np.int32], is_gene: NDArray[np.bool_], reading: Reading
-    ) -> None:
-        device = encoder.execution.device
-        self.hidden_LD = encoder.hidden(torch.from_numpy(input_ids.astype(np.int64))[None])[0]
-        self.is_gene_L = torch.from_numpy(is_gene).to(device)
-        self.states_SD = torch.empty(0, self.hidden_LD.shape[1], device=device)
-        if reading.states:
-            self.states_SD = torch.from_numpy(np.stack(list(reading.states.values()))).to(device)
-
-    def towards_states(self, embedding_ED: torch.Tensor) -> torch.Tensor:
-        """Cosine of each event's embedding with each state: shape (events, states)."""
-        return cosine_similarity(embedding_ED[:, None], self.states_SD[None], dim=-1)
-
-
-def _values(
-    batch: EventBatch,
-    hidden_ELD: torch.Tensor,
-    kept_EKD: torch.Tensor,
-    similarity_EK: torch.Tensor | None,
-    original: _Original,
-    reading: Reading,
-) -> torch.Tensor:
-    """One number an event and state: shape (events, states or 1)."""
-    if reading.embedding == "cls":
-        before_1D, after_ED = original.hidden_LD[:1], hidden_ELD[:, 0]
-        if not reading.states:
-            return cosine_similarity(after_ED, before_1D, dim=-1)[:, None]
-        return original.towards_states(after_ED) - original.towards_states(before_1D)
-    if similarity_EK is not None and not reading.states:
-        return similarity_EK.mean(dim=1, keepdim=True)
-    if reading.comparison == "context":
-        before_ED = original.hidden_LD[torch.from_numpy(batch.kept_original_EK).to(hidden_ELD.device)].mean(dim=1)
-        return original.towards_states(kept_EKD.mean(dim=1)) - original.towards_states(before_ED)
-    before_ED = original.hidden_LD[original.is_gene_L].mean(dim=0, keepdim=True)
-    genes_EN = torch.from_numpy(batch.genes_perturbed_EN).to(hidden_ELD.device)
-    after_ED = torch.take_along_dim(hidden_ELD, genes_EN[:, :, None], dim=1).mean(dim=1)
-    return original.towards_states(after_ED) - original.towards_states(before_ED)
+def _halves(
+    batches: Sequence[tuple[_CellInWork, EventBatch]],
+) -> tuple[Sequence[tuple[_CellInWork, EventBatch]], Sequence[tuple[_CellInWork, EventBatch]]] | None:
+    middle = len(batches) // 2
+    if middle:
+        return batches[:middle], batches[middle:]
+    cell, batch = batches[0]
+    if len(batch) == 1:
+        return None
+    first, second = batch.halves()
+    return [(cell, first)], [(cell, second)]

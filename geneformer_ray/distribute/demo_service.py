@@ -12,7 +12,8 @@ import numpy as np
 
 from geneformer_ray.compute.model_runner import ModelRunner
 from geneformer_ray.compute.perturbation import PerturbationPlan
-from geneformer_ray.compute.shifts import Reading, shift_cell
+from geneformer_ray.compute.reading import Reading
+from geneformer_ray.compute.shifts import shift_cell
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.manage.registry import find_registered

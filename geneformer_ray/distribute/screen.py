@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.dataset as ds
+import torch
 
 from geneformer_ray.compute.cell_events import count_events
 from geneformer_ray.compute.gene_shift_summary import BUCKETS, pair_sums, summary_of_bucket
 from geneformer_ray.compute.perturbation import PerturbationPlan
+from geneformer_ray.compute.precision_check import compare_precision, merge_precision
+from geneformer_ray.compute.reading import Reading
 from geneformer_ray.compute.shift_tables import cell_shift_rows, gene_shift_rows
-from geneformer_ray.compute.shifts import Reading, shift_cell
+from geneformer_ray.compute.shifts import shift_cells
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import finished_items, mark_finished, write_shard
@@ -31,6 +34,8 @@ __all__ = ["Screen", "ScreenWorker", "SummaryWorker", "screen_items"]
 
 # Tokens of all perturbed sequences of one item: a bound on its work. A cell of 1,024 genes is an item of its own.
 TOKENS_PER_ITEM = 2**20
+# From each of so many items one cell is computed in float32 too, where a screen runs in lower precision.
+ITEMS_TO_COMPARE = 4
 GENE_SHIFTS, GENE_SUMMARY, PAIR_SUMS = "gene_shifts", "gene_shifts_summary", "_pair_sums"
 # Sums lie sorted by bucket: a small group of rows is read without its neighbours.
 ROWS_OF_A_GROUP = 2**16
@@ -74,7 +79,7 @@ class Screen:
         gene_tables = {GENE_SHIFTS: self.gene_rows, GENE_SUMMARY: self.gene_summary}
         return ["cell_shifts", *(name for name, wanted in gene_tables.items() if wanted)]
 
-    def run(self, pool: Pool, vocabulary: GeneVocabulary) -> dict[str, int]:
+    def run(self, pool: Pool, vocabulary: GeneVocabulary) -> dict[str, Any]:
         """Do every item that no earlier run finished; give the counts of all."""
         events = count_events(self.sequences, self.plan, vocabulary)
         lengths = np.array([len(ids) for ids in self.sequences])
@@ -100,10 +105,12 @@ class Screen:
         if self.gene_summary:
             self._summarise(vocabulary)
         counted = ("events", "rows", "gene_rows", "events_skipped", "events_without_a_gene_to_compare")
+        precision = merge_precision(counts["precision"] for counts in done.values() if counts["precision"])
         return {
             "cells": len(self.rows),
             **{name: sum(counts[name] for counts in done.values()) for name in counted},
             "cells_without_events": int((events == 0).sum()),
+            **({"precision_error": precision} if precision else {}),
         }
 
     def _summarise(self, vocabulary: GeneVocabulary) -> None:
@@ -140,6 +147,8 @@ def screen_items(
         tokens += cost
     if current:
         items.append({"item": len(items), "rows": current})
+    for i in range(min(ITEMS_TO_COMPARE, len(items))):
+        items[i * len(items) // ITEMS_TO_COMPARE]["compare"] = True
     return items
 
 
@@ -183,11 +192,14 @@ class ScreenWorker:
         """Screen one item's cells and write its shards."""
         cells = self.table.read(np.array(item["rows"]))
         sequences = self.runner.sequences(cells.input_ids, self.table.vocabulary_digest)
-        shifts = [
-            shift_cell(self.runner.encoder, ids, self.plan, self.reading, self.runner.vocabulary) for ids in sequences
-        ]
+        encoder, vocabulary = self.runner.encoder, self.runner.vocabulary
+        shifts = shift_cells(encoder, sequences, self.plan, self.reading, vocabulary)
+        precision = None
+        if item.get("compare") and encoder.execution.dtype != torch.float32:
+            exact = self.runner.exact_encoder()
+            precision = compare_precision(encoder, exact, sequences[:1], self.plan, self.reading, vocabulary)
         rows = cell_shift_rows(cells.cell_ids, shifts, list(self.reading.states), self.names)
-        digest = self.runner.vocabulary.digest
+        digest = vocabulary.digest
         write_shard(self.output, "cell_shifts", item["item"], rows, vocabulary=digest)
         gene_rows = 0
         if GENE_SUMMARY in self.tables:
@@ -204,6 +216,7 @@ class ScreenWorker:
             "rows": rows.num_rows,
             "gene_rows": gene_rows,
             "cells": len(shifts),
+            "precision": precision,
         }
         return mark_finished(self.output, item["item"], counts)
 

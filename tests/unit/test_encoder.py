@@ -20,7 +20,6 @@ from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.compute.model_directory import find_model, model_vocabulary, read_config, save_model
 from geneformer_ray.compute.model_runner import ModelRunner
 from geneformer_ray.compute.pretraining import new_model
-from geneformer_ray.data.batching import pad
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError, VocabularyMismatch
 from tests.conftest import random_cells
@@ -49,28 +48,30 @@ def test_hidden_states_are_stock_ones(
 ) -> None:
     encoder, trunk = Encoder.load(model_directory, layer=layer, execution=EXECUTION), StockTrunk(model_directory)
     for ids in random_cells(vocabulary, rng, [1, 7, 16]):
-        ours = encoder.hidden(torch.from_numpy(ids.astype(np.int64))[None])[0]
+        ours = encoder.hidden([ids[None]])[0][0]
         assert ours.dtype == torch.float32
         np.testing.assert_allclose(ours.numpy(), trunk.hidden(ids, layer), atol=2e-5)
     assert np.abs(trunk.hidden(ids, 0) - trunk.hidden(ids, -1)).max() > 0.1
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_padding_changes_nothing(
+def test_groups_change_nothing(
     special_model_directory: Path, special_vocabulary: GeneVocabulary, rng: np.random.Generator, layer: int
 ) -> None:
+    """Sequences of several lengths in one call, whole and position 0 alone."""
     encoder = Encoder.load(special_model_directory, layer=layer, execution=EXECUTION)
-    cells = random_cells(special_vocabulary, rng, [16, 1, 9])
-    ids, lengths = pad(cells, special_vocabulary.pad_id)
-    padded_BLD = encoder.hidden(torch.from_numpy(ids), torch.from_numpy(lengths))
-    for row, cell in enumerate(cells):
-        alone = encoder.hidden(torch.from_numpy(cell.astype(np.int64))[None])[0]
-        torch.testing.assert_close(padded_BLD[row, : len(cell)], alone, atol=1e-5, rtol=0)
+    cells = random_cells(special_vocabulary, rng, [16, 3, 9, 16, 16])
+    groups = [np.stack([cells[0], cells[3], cells[4]]), cells[1][None], cells[2][None]]
+    alone = [torch.cat([encoder.hidden([ids[None]])[0] for ids in group]) for group in groups]
+    for together, one_by_one in zip(encoder.hidden(groups), alone, strict=True):
+        torch.testing.assert_close(together, one_by_one, atol=1e-6, rtol=0)
+    for first, one_by_one in zip(encoder.hidden(groups, first_only=True), alone, strict=True):
+        torch.testing.assert_close(first, one_by_one[:, :1], atol=1e-6, rtol=0)
 
 
 def test_only_the_layers_that_are_read_are_kept(model_directory: Path) -> None:
-    assert len(Encoder.load(model_directory, layer=-1).bert.encoder.layer) == 2
-    assert len(Encoder.load(model_directory, layer=0).bert.encoder.layer) == 3
+    assert len(Encoder.load(model_directory, layer=-1).trunk.layers) == 2
+    assert len(Encoder.load(model_directory, layer=0).trunk.layers) == 3
 
 
 def test_a_classifier_has_its_trunk(
@@ -79,8 +80,8 @@ def test_a_classifier_has_its_trunk(
     """The head of a directory does not matter."""
     model, own = new_classifier(model_directory, vocabulary, ["a", "b"], "mean")
     model.save(tmp_path / "classifier", own)
-    ids_BL = torch.from_numpy(random_cells(vocabulary, rng, [8])[0].astype(np.int64))[None]
-    hidden = [Encoder.load(path, layer=0).hidden(ids_BL) for path in (model_directory, tmp_path / "classifier")]
+    ids = random_cells(vocabulary, rng, [8])[0]
+    hidden = [Encoder.load(path, layer=0).hidden([ids[None]])[0] for path in (model_directory, tmp_path / "classifier")]
     assert torch.equal(hidden[0], hidden[1])
 
 
@@ -88,7 +89,7 @@ def test_layers_that_are_not_there(vocabulary: GeneVocabulary, model_directory: 
     save_model(new_model(vocabulary, layers=1, width=4, heads=1, feed_forward=4), vocabulary, tmp_path)
     with pytest.raises(InputError, match="--layer: got -1; takes 0 for a model of 1 layers"):
         Encoder.load(tmp_path, layer=-1)
-    assert len(Encoder.load(tmp_path, layer=0).bert.encoder.layer) == 1
+    assert len(Encoder.load(tmp_path, layer=0).trunk.layers) == 1
     for layer in (1, -2):
         with pytest.raises(InputError, match=f"--layer: got {layer}"):
             Encoder.load(model_directory, layer=layer)

@@ -15,7 +15,8 @@ from geneformer_ray.compute.embedding import cell_embeddings, state_embeddings, 
 from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.compute.perturbation import PerturbationPlan
-from geneformer_ray.compute.shifts import Reading, shift_cell
+from geneformer_ray.compute.reading import Reading
+from geneformer_ray.compute.shifts import shift_cell
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.rank_value import RankValueEncoder
 from geneformer_ray.data.vocabulary import GeneVocabulary, gene_mask

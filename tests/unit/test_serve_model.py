@@ -20,7 +20,8 @@ from geneformer_ray.compute.classifier import POOLINGS, CellClassifier, new_clas
 from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.compute.perturbation import PerturbationPlan
-from geneformer_ray.compute.shifts import Reading, shift_cell
+from geneformer_ray.compute.reading import Reading
+from geneformer_ray.compute.shifts import shift_cell
 from geneformer_ray.data.rank_value import RankValueEncoder
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError, UnknownGeneError

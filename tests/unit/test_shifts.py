@@ -17,8 +17,10 @@ from geneformer_ray.compute.classifier import new_classifier
 from geneformer_ray.compute.encoder import LAYERS, Encoder
 from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.compute.perturbation import PERTURBATIONS, PerturbationPlan, genes_in_enough_cells
+from geneformer_ray.compute.reading import COMPARISONS, Reading
 from geneformer_ray.compute.shift_tables import CELL_SHIFTS, GENE_SHIFTS, cell_shift_rows, gene_shift_rows
-from geneformer_ray.compute.shifts import COMPARISONS, CellShifts, Reading, shift_cell
+from geneformer_ray.compute.shifts import CellShifts, shift_cell
+from geneformer_ray.compute.token_budget import TokenBudget
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError
 from tests.conftest import random_cells
@@ -271,7 +273,7 @@ def test_batches_change_nothing(model: Model) -> None:
     for reading in readings(model):
         whole = shift_cell(encoder, ids, plan, reading, model.vocabulary)
         for tokens in (1, 40, 100):
-            cut = shift_cell(encoder, ids, plan, reading, model.vocabulary, tokens_per_batch=tokens)
+            cut = shift_cell(encoder, ids, plan, reading, model.vocabulary, budget=TokenBudget(tokens))
             assert cut.genes == whole.genes
             np.testing.assert_allclose(cut.values_ES, whole.values_ES, atol=1e-6)
             if whole.gene_values is not None and cut.gene_values is not None:
