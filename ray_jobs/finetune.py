@@ -44,7 +44,9 @@ class FinetuneConfig(SplittingConfig):
     gene_dropout: float = Field(0.0, ge=0, lt=1, description="share of a cell's genes left out of a training step")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights; on CPU it dominates a step")
     freeze_layers: int = Field(0, ge=0, description="the first layers of the encoder stay as they are")
-    freeze_embeddings: bool = Field(False, description="the embeddings of genes and ranks stay as they are")
+    freeze_embeddings: bool = Field(
+        False, description="the embeddings of genes and ranks stay as they are; a new <cls> is learned"
+    )
     patience: int | None = Field(None, ge=1, description="epochs without a better macro F1 after which a trial stops")
     registered_model: str | None = Field(None, description="name in the registry; without it, models stay on disk")
 

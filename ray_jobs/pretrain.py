@@ -19,6 +19,9 @@ from ray_jobs.command_line import main, place
 from ray_jobs.model_argument import open_model, place_vocabulary
 from ray_jobs.training_flags import TrainingConfig
 
+# Flags of a new model, which one to start from has settled.
+SHAPE = ("layers", "width", "heads", "feed_forward", "initializer_range")
+
 
 class PretrainConfig(TrainingConfig):
     """Flags of ``python -m ray_jobs.pretrain``."""
@@ -40,6 +43,10 @@ class PretrainConfig(TrainingConfig):
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Train, and write a self-contained model directory."""
+    shaped = [name for name in SHAPE if name in config.model_fields_set]
+    if config.model and shaped:
+        flag, value = "--" + shaped[0].replace("_", "-"), getattr(config, shaped[0])
+        raise InputError(flag, f"{value} beside --model", "nothing: the model that training starts from has its shape")
     check_workers(config.num_workers, config.cpus_per_worker)
     output, cells = place(config.output, "--output"), place(config.cells, "--cells")
     table = CellTable(cells)
@@ -59,7 +66,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     if longest > limit:
         raise InputError("--cells", f"a cell of {longest} tokens", f"cells of up to {limit}, the model's input size")
     options = {**config.options(), "seed": config.seed}
-    shape = {name: getattr(config, name) for name in ("layers", "width", "heads", "feed_forward", "initializer_range")}
+    shape = {name: getattr(config, name) for name in SHAPE}
     plan = {
         "job": "pretrain",
         "cells": table.digest,
@@ -83,7 +90,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         "model": opened.source if opened else None,
         "tracking_uri": opened.tracking_uri if opened else None,
         "shape": shape,
-        "rows": {"train": rows[held_out:].tolist(), "validate": rows[:held_out].tolist()},
+        "rows": {"train": rows[held_out:], "validate": rows[:held_out]},
         "options": options,
         "output": output,
     }

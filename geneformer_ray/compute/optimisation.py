@@ -11,6 +11,8 @@ from transformers import get_scheduler
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from geneformer_ray.compute.training import TrainingOptions
 
 __all__ = ["SCHEDULES", "Optimisation"]
@@ -38,15 +40,21 @@ class Optimisation:
         The training's options.
     total_steps
         Optimiser steps of the whole training.
+    undecayed
+        Matrices that weight decay spares too.
     """
 
-    def __init__(self, model: nn.Module, options: TrainingOptions, total_steps: int) -> None:
+    def __init__(
+        self, model: nn.Module, options: TrainingOptions, total_steps: int, undecayed: Sequence[nn.Parameter] = ()
+    ) -> None:
+        # By identity: == compares the numbers in them.
+        exempt = {id(parameter) for parameter in undecayed}
         spared: list[nn.Parameter] = []
         decayed: list[nn.Parameter] = []
         for parameter in model.parameters():
             if parameter.requires_grad:
                 # Biases and LayerNorm parameters are vectors; everything else is a matrix.
-                (spared if parameter.ndim < 2 else decayed).append(parameter)
+                (spared if parameter.ndim < 2 or id(parameter) in exempt else decayed).append(parameter)
         groups = [
             {"params": decayed, "weight_decay": options.weight_decay},
             {"params": spared, "weight_decay": 0.0},

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["CellTable", "Cells", "cells_encoding", "cells_schema"]
+__all__ = ["CellTable", "Cells"]
 
 ROWS_AT_ONCE = 4_096
 
@@ -126,7 +126,7 @@ class CellTable:
         """A hash of the cells: ids and tokens in order."""
         lengths, tokens = hashlib.sha256(), hashlib.sha256()
         for lists in self._token_lists():
-            lengths.update(pc.list_value_length(lists).cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
+            lengths.update(_lengths(lists).tobytes())
             tokens.update(lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32).tobytes())
         return digest_of(self.cell_ids.tolist(), lengths.hexdigest(), tokens.hexdigest())
 
@@ -155,20 +155,36 @@ class CellTable:
         """Every cell's id, or its row number as a string where the table has none; shape (cells,)."""
         if "cell_id" not in self.schema.names:
             return np.arange(len(self)).astype(str)
-        ids = self.column("cell_id", self._flag).astype(str)
+        ids = self._ids(self._whole(["cell_id"])).astype(str)
         names, counts = np.unique(ids, return_counts=True)
         if len(names) < len(ids):
             got = f"{self.path} with the cell id {names[counts > 1][0]} {counts.max()} times"
             raise InputError(self._flag, got, "a table with unique cell ids")
         return ids
 
+    def ids_of(self, rows: NDArray[Any]) -> list[str]:
+        """Give the ids of some cells, in the order given; :attr:`cell_ids` would hold those of all."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if "cell_id" not in self.schema.names:
+            return [str(row) for row in rows]
+        order = np.argsort(rows, kind="stable")
+        ids: list[str] = self._ids(self._take_sorted(rows[order], ["cell_id"]))[np.argsort(order)].tolist()
+        return ids
+
+    def _ids(self, table: pa.Table) -> NDArray[np.object_]:
+        column = table["cell_id"]
+        if column.null_count:
+            got = f"{self.path} with a cell without cell_id"
+            raise InputError(self._flag, got, "a table where every cell has one, or without that column")
+        # By Arrow: through numpy, an id that is a number would read otherwise where another file has a fraction.
+        return np.asarray(column.cast(pa.string()).to_numpy(), dtype=object)
+
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of every cell, shape (cells,)."""
         if "length" in self.schema.names:
             return self.column("length", self._flag).astype(np.int64)
-        lists = self._whole(["input_ids"])["input_ids"]
-        return np.asarray(pc.list_value_length(lists).combine_chunks().to_numpy(zero_copy_only=False), np.int64)
+        return np.concatenate([np.empty(0, dtype=np.int64), *map(_lengths, self._token_lists())])
 
     def select(self, filters: Mapping[str, Sequence[str]], flag: str = "--filter") -> NDArray[np.int64]:
         """Give the row numbers of the cells that hold one of the given values in every given column."""
@@ -206,18 +222,20 @@ class CellTable:
         return np.asarray(rows[states[rows] == start])
 
     def read(self, rows: NDArray[Any], columns: Sequence[str] = ()) -> Cells:
-        """Read the cells of the given row numbers, in the order given."""
+        """Read the cells of the given row numbers, in the order given: the row groups that hold them, and no others."""
         rows = np.asarray(rows, dtype=np.int64)
         order = np.argsort(rows, kind="stable")
-        names = ["input_ids", *columns]
-        table = self._take_sorted(rows[order], names)
-        back = np.argsort(order, kind="stable")
+        has_ids = "cell_id" in self.schema.names
+        names = dict.fromkeys([*(["cell_id"] if has_ids else []), "input_ids", *columns])
+        table = self._take_sorted(rows[order], list(names))
+        back = np.argsort(order)
         lists = table["input_ids"].combine_chunks()
         flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
-        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))])
+        offsets = np.concatenate([[0], np.cumsum(_lengths(lists))])
         sequences = [flat[offsets[i] : offsets[i + 1]] for i in back]
         values = {name: np.asarray(table[name].to_numpy())[back] for name in columns}
-        return Cells([str(self.cell_ids[row]) for row in rows], sequences, values)
+        ids = self._ids(table)[back].tolist() if has_ids else [str(row) for row in rows]
+        return Cells(ids, sequences, values)
 
     def _whole(self, columns: list[str]) -> pa.Table:
         if self._dataset is not None:
@@ -267,24 +285,5 @@ def _concat(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def cells_schema(vocabulary_digest: str, columns: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
-    """Give the schema of a table of tokenised cells: id, tokens, length, then the chosen obs columns."""
-    fields = [
-        pa.field("cell_id", pa.string()),
-        pa.field("input_ids", pa.list_(pa.int32())),
-        pa.field("length", pa.int32()),
-        *(pa.field(name, kind) for name, kind in (columns or {}).items()),
-    ]
-    return pa.schema(fields, metadata={VOCABULARY_KEY: vocabulary_digest.encode()})
-
-
-def cells_encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Say how tokenised cells lie in Parquet, as :func:`pyarrow.parquet.write_table` takes it.
-
-    Ranked tokens hardly repeat, so a dictionary of them costs time and saves nothing; split into bytes they are written
-    twice as fast and compress best.
-    """
-    return {
-        "use_dictionary": [name for name in schema.names if name != "input_ids"],
-        "column_encoding": {"input_ids.list.element": "BYTE_STREAM_SPLIT"},
-    }
+def _lengths(lists: pa.Array) -> NDArray[np.int64]:
+    return np.asarray(pc.list_value_length(lists).to_numpy(zero_copy_only=False), dtype=np.int64)

@@ -91,7 +91,10 @@ class _TrialOnWorker:
         self.model, self.vocabulary = new_classifier(
             source, parent, self.split.labels, self.trial.pooling, attention_dropout=config["attention_dropout"]
         )
-        freeze(self.model, layers=config["freeze_layers"], embeddings=config["freeze_embeddings"])
+        self.undecayed = freeze(
+            self.model, layers=config["freeze_layers"], embeddings=config["freeze_embeddings"],
+            new_tokens=len(self.vocabulary) - len(parent),
+        )  # fmt: skip
         self.cells_digest = self.table.vocabulary_digest or parent.digest
 
     def train(self) -> None:
@@ -103,7 +106,7 @@ class _TrialOnWorker:
         training = StreamedTraining(
             self.worker, self.model, self.vocabulary, self.table, self.split.rows["train"], self.cells_digest,
             classifier_loss(targets, weights, self.config["label_smoothing"]), len, self.options,
-            f"{self.trial.name}, ",
+            f"{self.trial.name}, ", self.undecayed,
         )  # fmt: skip
         history = training.run(self._end_epoch)
         self.worker.tell(len(targets) * self.options.epochs, f"{self.trial.name} trained", now=True)
@@ -154,7 +157,7 @@ class _TrialOnWorker:
         for role in ("choose", "report"):
             targets, logits = self._scored(role)
             if self.worker.leads:
-                ids = [str(self.table.cell_ids[row]) for row in self.split.rows[role]]
+                ids = self.table.ids_of(self.split.rows[role])
                 write_predictions(self.directory, role, ids, targets, logits)
         if self.worker.leads:
             storage.write_json(storage.join(self.directory, FINISHED), {"trial": self.trial.name})

@@ -41,13 +41,13 @@ def pretrain_worker(config: dict[str, Any]) -> None:
     ----------
     config
         ``cells``, ``vocabulary``, ``model`` (source or None), ``shape`` (of a new model), ``rows`` with ``train`` and
-        ``validate``, ``options`` of the training, ``output``.
+        ``validate`` (int64 arrays), ``options`` of the training, ``output``.
     """
     worker = Worker(config)
     vocabulary = GeneVocabulary.load(config["vocabulary"])
     options = TrainingOptions(**config["options"])
     table = CellTable(config["cells"])
-    rows = {role: np.asarray(numbers, dtype=np.int64) for role, numbers in config["rows"].items()}
+    rows: dict[str, NDArray[np.int64]] = config["rows"]
     model = _model(config, vocabulary, options.seed)
     masked = _count_masked(
         lengths_in_model(table.lengths[rows["train"]], vocabulary, table.vocabulary_digest), vocabulary

@@ -16,6 +16,7 @@ from geneformer_ray.compute.precision_check import compare_precision, merge_prec
 from geneformer_ray.compute.reading import Reading
 from geneformer_ray.compute.shift_tables import cell_shift_rows, gene_shift_rows
 from geneformer_ray.compute.shifts import shift_cells
+from geneformer_ray.compute.token_budget import TokenBudget
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import finished_items, mark_finished, write_shard
@@ -187,13 +188,15 @@ class ScreenWorker:
         self.reading = Reading(**{**reading, "states": states})
         self.output, self.tables = output, tables
         self.names = np.array(self.runner.vocabulary.names, dtype=object)
+        # Of this worker: what one item found too much is not tried again by the next.
+        self.budget = TokenBudget.of_free_memory(self.runner.encoder.execution, self.runner.encoder.config)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Screen one item's cells and write its shards."""
         cells = self.table.read(np.array(item["rows"]))
         sequences = self.runner.sequences(cells.input_ids, self.table.vocabulary_digest)
         encoder, vocabulary = self.runner.encoder, self.runner.vocabulary
-        shifts = shift_cells(encoder, sequences, self.plan, self.reading, vocabulary)
+        shifts = shift_cells(encoder, sequences, self.plan, self.reading, vocabulary, budget=self.budget)
         precision = None
         if item.get("compare") and encoder.execution.dtype != torch.float32:
             exact = self.runner.exact_encoder()

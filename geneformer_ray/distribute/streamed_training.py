@@ -12,7 +12,7 @@ from geneformer_ray.compute.training import train_step, training_plan
 from geneformer_ray.distribute.cell_stream import shards_of, stream_cells
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
@@ -47,6 +47,8 @@ class StreamedTraining:
         The training's options.
     name
         Shown with the progress.
+    undecayed
+        As for :class:`geneformer_ray.compute.optimisation.Optimisation`.
     """
 
     worker: Worker
@@ -59,6 +61,7 @@ class StreamedTraining:
     items_of: Callable[[NDArray[np.int64]], int]
     options: TrainingOptions
     name: str = ""
+    undecayed: Sequence[nn.Parameter] = ()
 
     def run(self, end_epoch: Callable[[History], bool]) -> History:
         """Train, going on from the last checkpoint.
@@ -79,7 +82,7 @@ class StreamedTraining:
         lengths = lengths_in_model(self.table.lengths[self.rows], self.vocabulary, self.cells_digest)
         plan = training_plan(lengths, shards_of(self.table, self.rows), options, share.workers)
         counts = [plan.count(epoch) for epoch in range(options.epochs)]
-        optimisation = Optimisation(self.model, options, sum(counts))
+        optimisation = Optimisation(self.model, options, sum(counts), self.undecayed)
         state, sums = self._restore(optimisation)
         history: History = state["history"]
         if state["over"]:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from geneformer_ray.data import storage
-from geneformer_ray.data.cells import cells_encoding, cells_schema
+from geneformer_ray.data.cell_schema import cells_encoding, cells_schema
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.data.encoding_report import GeneReport
 from geneformer_ray.data.rank_value import RankValueEncoder

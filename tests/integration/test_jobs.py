@@ -226,6 +226,24 @@ def test_an_interrupted_screen_resumes_to_the_same_table(chain: Chain, tmp_path:
     assert run_screen(**{**flags, "genes": "GENE00"}, output=str(broken), overwrite=True)["rows"] > 0
 
 
+def test_a_screen_in_lower_precision_states_its_error(chain: Chain, tmp_path: Path) -> None:
+    """Against the same screen in float32, which it must not lie further from than it says."""
+    flags = {"cells": chain.at("cells"), "model": chain.at("pretrained", "model"), "max_cells": 6}
+    exact = run_screen(**flags, output=str(tmp_path / "exact"))
+    rough = run_screen(**flags, output=str(tmp_path / "rough"), precision="bf16")
+    assert "precision_error" not in exact
+    stated = rough["precision_error"]
+    values = [
+        pq.read_table(tmp_path / name / "cell_shifts").to_pandas()["value"].to_numpy() for name in ("exact", "rough")
+    ]
+    first = json.loads((tmp_path / "rough" / "_progress" / "000000.json").read_text())
+    # All of these small cells are one item, of which the first is compared.
+    assert first["precision"]["events"] == stated["events"] > 0
+    error = np.abs(values[0] - values[1])
+    assert error[: stated["events"]].max() == pytest.approx(stated["largest_error"], rel=1e-3)
+    assert 0 < stated["root_mean_square_error"] <= stated["largest_error"] < stated["largest_value"]
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_screen_gives_upstreams_numbers(golden: Path, version: str, tmp_path: Path) -> None:
     folder = golden / version

@@ -20,13 +20,15 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 
 from geneformer_ray.compute.classifier import new_classifier
 from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.compute.optimisation import Optimisation
 from geneformer_ray.compute.training import Share, TrainingOptions, classifier_loss, train_step, training_plan
 from geneformer_ray.data.batching import TrainingPlan
-from geneformer_ray.data.cells import CellTable, cells_schema
+from geneformer_ray.data.cell_schema import cells_schema
+from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.splits import GroupSplit
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.distribute import finetune, train_workers
@@ -176,6 +178,20 @@ def test_streamed_training_on_two_workers_is_training_in_memory(
     history, _ = results(whole, Trial("mean", 0))
     assert [entry["train_loss"] for entry in history] == pytest.approx(losses, abs=1e-5)
     assert losses[-1] < losses[0]
+
+
+def test_a_new_cls_is_learned_on_two_workers_where_embeddings_are_frozen(
+    setting: Setting, vocabulary: GeneVocabulary, model_directory: Path, tmp_path: Path
+) -> None:
+    """All other rows stay as they were, to the last bit."""
+    name = "bert.embeddings.word_embeddings.weight"
+    torch.manual_seed(0)
+    start = new_classifier(model_directory, vocabulary, ["a", "b"], "cls")[0].state_dict()[name]
+    setting.train(tmp_path, Trial("cls", 0), workers=2)
+    directory = Path(Trial("cls", 0).directory(str(tmp_path)))
+    tokens = load_file(directory / "model" / "model.safetensors")[name]
+    assert torch.equal(tokens[:-1], start[:-1])
+    assert float((tokens[-1] - start[-1]).abs().max()) > 1e-3
 
 
 # ---------------------------------------------------------------------- killed, and going on

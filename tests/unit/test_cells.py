@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geneformer_ray.data.cells import CellTable, cells_schema
+from geneformer_ray.data.cell_schema import cells_schema
+from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError, VocabularyMismatch
 
@@ -126,6 +127,47 @@ def test_any_rows_in_any_order_equal_the_whole(cells: CellTable, rows: list[int]
     assert [ids.tolist() for ids in read.input_ids] == [SEQUENCES[row] for row in rows]
     assert read.columns["state"].tolist() == [STATES[row] for row in rows]
     assert len(read) == len(rows)
+    assert cells.ids_of(np.array(rows, dtype=np.int64)) == read.cell_ids
+
+
+def test_the_ids_may_be_asked_for_as_a_column(cells: CellTable) -> None:
+    read = cells.read(np.array([20, 3]), ["cell_id"])
+    assert read.columns["cell_id"].tolist() == read.cell_ids == ["cell 20", "cell 3"]
+
+
+@pytest.mark.parametrize("layout", ["row groups", "files"])
+def test_other_row_groups_are_not_read_for_a_few_cells(tmp_path: Path, layout: str) -> None:
+    """So that what a worker holds does not grow with the table: twice the same id elsewhere goes unnoticed."""
+    whole = table().set_column(0, "cell_id", pa.array([*IDS[:10], "twin", "twin", *IDS[12:]]))
+    if layout == "files":
+        for number, start in enumerate(range(0, 23, 5)):
+            pq.write_table(whole.slice(start, 5), tmp_path / f"part-{number}.parquet")
+    else:
+        pq.write_table(whole, tmp_path / "cells.parquet", row_group_size=5)
+    cells = CellTable(str(tmp_path))
+    assert cells.read(np.array([22, 4, 9])).cell_ids == cells.ids_of(np.array([22, 4, 9])) == [
+        "cell 22", "cell 4", "cell 9",
+    ]  # fmt: skip
+    for of_all in (lambda: cells.cell_ids, lambda: cells.digest):
+        with pytest.raises(InputError, match="cell id twin 2 times"):
+            of_all()
+
+
+def test_row_groups_that_are_not_needed_may_be_unreadable(tmp_path: Path) -> None:
+    file = tmp_path / "cells.parquet"
+    pq.write_table(table().drop_columns("length"), file, row_group_size=10, compression="none")
+    group = pq.ParquetFile(file).metadata.row_group(1)
+    content = bytearray(file.read_bytes())
+    for number in range(group.num_columns):
+        column = group.column(number)
+        start = column.dictionary_page_offset or column.data_page_offset
+        content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    file.write_bytes(content)
+    cells = CellTable(str(file))
+    assert cells.read(np.array([21, 3]), ["state"]).cell_ids == ["cell 21", "cell 3"]
+    for of_all in (lambda: cells.cell_ids, lambda: cells.lengths):
+        with pytest.raises(OSError, match="page header"):
+            of_all()
 
 
 # ---------------------------------------------------------------------- other people's files
@@ -141,14 +183,48 @@ def test_any_integer_width_and_neither_id_nor_length(tmp_path: Path, kind: pa.Da
     assert cells.cell_ids.tolist() == [str(number) for number in range(23)]
     assert cells.lengths.tolist() == [len(ids) for ids in SEQUENCES]
     read = cells.read(np.array([22, 9, 8]))
-    assert read.cell_ids == ["22", "9", "8"]
+    assert read.cell_ids == cells.ids_of(np.array([22, 9, 8])) == ["22", "9", "8"]
     assert [ids.tolist() for ids in read.input_ids] == [SEQUENCES[22], SEQUENCES[9], SEQUENCES[8]]
     assert read.input_ids[0].dtype == np.int32
 
 
-def test_ids_that_are_numbers_become_text(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"cell_id": [7, 5], "input_ids": [[2], [3]]}), tmp_path / "cells.parquet")
-    assert CellTable(str(tmp_path)).read(np.array([1, 0])).cell_ids == ["5", "7"]
+def test_lengths_are_counted_in_a_hugging_face_directory_too(tmp_path: Path) -> None:
+    import datasets
+
+    dataset = datasets.Dataset(table().select(["input_ids"]))
+    dataset.save_to_disk(tmp_path / "saved", num_shards=3)
+    cells = CellTable(str(tmp_path / "saved"))
+    assert cells.lengths.tolist() == [len(ids) for ids in SEQUENCES]
+    assert cells.read(np.array([20, 1])).cell_ids == ["20", "1"]
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint32(), pa.string(), pa.large_string(), "categories"])
+def test_ids_of_any_kind_are_text(tmp_path: Path, kind: Any) -> None:
+    ids = pa.array([7, 5, 11, 9])
+    ids = ids.cast(pa.string()).dictionary_encode() if kind == "categories" else ids.cast(kind)
+    for number, start in enumerate((0, 2)):
+        part = pa.table({"cell_id": ids[start : start + 2], "input_ids": [[2], [3]]})
+        pq.write_table(part, tmp_path / f"{number}.parquet")
+    cells = CellTable(str(tmp_path))
+    assert cells.cell_ids.tolist() == ["7", "5", "11", "9"]
+    assert cells.read(np.array([3, 0])).cell_ids == cells.ids_of(np.array([3, 0])) == ["9", "7"]
+
+
+def test_a_number_reads_the_same_whatever_other_files_hold(tmp_path: Path) -> None:
+    for number, ids in enumerate([pa.array([7, 5]), pa.array([11.0, 9.5])]):
+        pq.write_table(pa.table({"cell_id": ids, "input_ids": [[2], [3]]}), tmp_path / f"{number}.parquet")
+    cells = CellTable(str(tmp_path))
+    assert cells.read(np.array([0, 1])).cell_ids == cells.cell_ids[:2].tolist()
+
+
+def test_a_cell_without_an_id_is_refused(tmp_path: Path) -> None:
+    for number, ids in enumerate([[7, 5], [11, None]]):
+        pq.write_table(pa.table({"cell_id": ids, "input_ids": [[2], [3]]}), tmp_path / f"{number}.parquet")
+    cells = CellTable(str(tmp_path))
+    assert cells.read(np.array([1, 0])).cell_ids == ["5", "7"]
+    for of_all in (lambda: cells.cell_ids, lambda: cells.read(np.array([3])), lambda: cells.ids_of(np.array([2, 3]))):
+        with pytest.raises(InputError, match=r"--cells: got .* with a cell without cell_id; takes a table where"):
+            of_all()
 
 
 def test_files_of_one_table_may_differ_in_types(tmp_path: Path) -> None:

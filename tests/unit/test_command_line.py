@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from geneformer_ray.errors import InputError, NotThereYetError, RegistryUnavailable
+from ray_jobs import pretrain
 from ray_jobs.command_line import JobConfig, build, in_submitted_copy, main, parse, place, store_directory
 from ray_jobs.screen_flags import ScreenConfig, check_flags
 from ray_jobs.tokenize import TokenizeConfig
@@ -386,6 +387,38 @@ def test_flags_that_go_together_pass() -> None:
     states = ["--state-column", "type", "--start", "alpha", "--goal", "beta", "--alternatives", "delta,pp"]
     for flags in ([], states, [*states, "--state-embeddings", "states.json"], ["--genes", "A,B", "--together"]):
         check_flags(parse(ScreenConfig, [*REQUIRED, *flags]))
+
+
+# ---------------------------------------------------------------------- flags of pretraining
+
+SHAPE = {"layers": "6", "width": "512", "heads": "4", "feed-forward": "64", "initializer-range": "0.1"}
+
+
+@pytest.mark.parametrize("given", ["flag", "file"])
+@pytest.mark.parametrize("name", SHAPE)
+def test_a_model_to_start_from_has_its_shape(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, given: str
+) -> None:
+    """A default that is given is refused too: whoever writes it expects it to count."""
+    (tmp_path / "job.yaml").write_text(f"{name}: {SHAPE[name]}\n" if given == "file" else "")
+    flags = [f"--{name}", SHAPE[name]] if given == "flag" else []
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *REQUIRED, "--config", str(tmp_path / "job.yaml"), *flags])
+    with pytest.raises(SystemExit) as raised:
+        main(pretrain.PretrainConfig, pretrain.run, "")
+    captured = capsys.readouterr()
+    assert (raised.value.code, captured.out) == (2, "")
+    says = f"--{name}: got {SHAPE[name]} beside --model; takes nothing: the model that training starts from"
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"python -m ray_jobs.pretrain: {says}")
+
+
+def test_a_new_model_takes_a_shape() -> None:
+    """What is refused then is the table of cells, which is not there."""
+    flags = {"cells": "/nowhere", "vocabulary": "/nowhere", "output": "/nowhere/out", "layers": 2, "width": 16}
+    with pytest.raises(InputError, match="--cells: got /nowhere"):
+        pretrain.run(build(pretrain.PretrainConfig, flags))
+    with pytest.raises(InputError, match="--cells: got /nowhere"):
+        pretrain.run(build(pretrain.PretrainConfig, {**{k: flags[k] for k in ("cells", "output")}, "model": "m"}))
 
 
 # ---------------------------------------------------------------------- where paths lie

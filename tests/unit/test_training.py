@@ -280,6 +280,110 @@ def test_what_is_frozen_stays_as_it_is(
             assert torch.equal(after.detach(), before[name]) == (name in frozen), name
 
 
+NEW_TOKEN = TrainingOptions(
+    epochs=3, learning_rate=0.01, tokens_per_batch=64, accumulate=2, weight_decay=0.5, gene_dropout=0.2
+)  # fmt: skip
+TOKENS = "bert.embeddings.word_embeddings.weight"
+
+
+def with_a_new_token(
+    directory: Path, vocabulary: GeneVocabulary, seed: int = 0
+) -> tuple[CellClassifier, GeneVocabulary, list[nn.Parameter]]:
+    """A classifier that reads a ``<cls>`` its trunk does not know, on frozen embeddings."""
+    torch.manual_seed(seed)
+    model, own = new_classifier(directory, vocabulary, LABELS, "cls")
+    return model, own, freeze(model, embeddings=True, new_tokens=len(own) - len(vocabulary))
+
+
+@pytest.mark.parametrize("distributed", [False, True], ids=["alone", "DDP"])
+def test_a_new_token_is_learned_on_frozen_embeddings(
+    model_directory: Path,
+    vocabulary: GeneVocabulary,
+    separable: tuple[list[Cell], np.ndarray],
+    tmp_path: Path,
+    distributed: bool,
+) -> None:
+    """Every other row stays to the last bit, and so do positions and their LayerNorm."""
+    model, own, undecayed = with_a_new_token(model_directory, vocabulary)
+    cells = [own.adapt(ids, vocabulary.digest) for ids in separable[0]]
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimisation = Optimisation(model, NEW_TOKEN, planned_steps(cells, NEW_TOKEN), undecayed)
+    wrapped: nn.Module = model
+    if distributed:
+        store = torch.distributed.FileStore(str(tmp_path / "group"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    try:
+        for epoch in range(NEW_TOKEN.epochs):
+            run_epoch(wrapped, optimisation, cells, classifier_loss(separable[1]), NEW_TOKEN, own, epoch=epoch)
+    finally:
+        if distributed:
+            torch.distributed.destroy_process_group()
+    after = dict(model.named_parameters())
+    assert torch.equal(after[TOKENS][:-1], before[TOKENS][:-1])
+    assert float((after[TOKENS][-1] - before[TOKENS][-1]).detach().abs().max()) > 1e-2
+    for name, value in after.items():
+        if name != TOKENS:
+            frozen = name.startswith("bert.embeddings.")
+            assert value.requires_grad != frozen
+            assert torch.equal(value, before[name]) == frozen or name.endswith("key.bias"), name
+
+
+def test_a_new_token_has_the_gradient_that_it_has_unfrozen(
+    model_directory: Path, vocabulary: GeneVocabulary, separable: tuple[list[Cell], np.ndarray]
+) -> None:
+    gradients = []
+    for freezes in (True, False):
+        torch.manual_seed(0)
+        model, own = new_classifier(model_directory, vocabulary, LABELS, "cls")
+        freeze(model, embeddings=freezes, new_tokens=1)
+        cells = [own.adapt(ids, vocabulary.digest) for ids in separable[0]]
+        recorder = Gradients(model)
+        run_epoch(model, recorder, cells, classifier_loss(separable[1]), RESUMED, own)
+        gradients.append([step[0] for step in recorder.steps])  # the first parameter: the tokens
+    for ours, unfrozen in zip(*gradients, strict=True):
+        assert not ours[:-1].any()
+        assert unfrozen[:-1].any()
+        torch.testing.assert_close(ours[-1], unfrozen[-1])
+
+
+def test_a_new_token_is_learned_on_after_a_checkpoint(
+    model_directory: Path, vocabulary: GeneVocabulary, separable: tuple[list[Cell], np.ndarray]
+) -> None:
+    def trained(model: CellClassifier, optimisation: Optimisation, epochs: range) -> None:
+        for epoch in epochs:
+            run_epoch(model, optimisation, cells, classifier_loss(separable[1]), NEW_TOKEN, own, epoch=epoch)
+
+    unbroken, own, undecayed = with_a_new_token(model_directory, vocabulary)
+    start = unbroken.get_input_embeddings().weight.detach().clone()
+    cells = [own.adapt(ids, vocabulary.digest) for ids in separable[0]]
+    total = planned_steps(cells, NEW_TOKEN)
+    optimisation = Optimisation(unbroken, NEW_TOKEN, total, undecayed)
+    trained(unbroken, optimisation, range(1))
+    checkpoint = io.BytesIO()
+    torch.save({"model": unbroken.state_dict(), **optimisation.state()}, checkpoint)
+    trained(unbroken, optimisation, range(1, NEW_TOKEN.epochs))
+
+    resumed, _, undecayed = with_a_new_token(model_directory, vocabulary, seed=99)
+    saved = torch.load(io.BytesIO(checkpoint.getvalue()), weights_only=True)
+    resumed.load_state_dict(saved["model"])
+    optimisation = Optimisation(resumed, NEW_TOKEN, total, undecayed)
+    optimisation.restore(saved)
+    trained(resumed, optimisation, range(1, NEW_TOKEN.epochs))
+    tokens = resumed.get_input_embeddings().weight.detach()
+    assert torch.equal(tokens[:-1], start[:-1])
+    assert not torch.equal(tokens[-1], saved["model"][TOKENS][-1])
+    torch.testing.assert_close(tokens, unbroken.get_input_embeddings().weight.detach(), atol=1e-7, rtol=0)
+
+
+def test_a_token_that_is_not_new_stays_frozen(
+    special_model_directory: Path, special_vocabulary: GeneVocabulary
+) -> None:
+    model, own = new_classifier(special_model_directory, special_vocabulary, LABELS, "cls")
+    assert freeze(model, embeddings=True, new_tokens=len(own) - len(special_vocabulary)) == []
+    assert not model.get_input_embeddings().weight.requires_grad
+
+
 def test_more_frozen_layers_than_there_are_are_refused(classifier: CellClassifier) -> None:
     for refuse in (lambda: freeze(classifier, layers=4), lambda: check_frozen_layers(4, classifier.config)):
         with pytest.raises(InputError, match="--freeze-layers: got 4; takes 0 to 3, the layers that the model has"):
