@@ -38,6 +38,8 @@ SHAPES = {
     "V2-104M": (12, 768, 12, 3_072, 20_275, 4_096, True),
 }
 UPSTREAMS_BATCH = 100
+# Events of our way before the clock starts: one batch.
+WARM_UP = 32
 TOKENS_A_SMALL_BATCH = 4_096
 LOGITS_SHARE = 0.5
 BYTES_A_NUMBER = 4
@@ -118,7 +120,7 @@ def plain(given: argparse.Namespace) -> Iterator[Callable[[], NDArray[np.float32
             values.append(cosines.mean(dim=1).cpu().numpy())
         return np.concatenate(values)
 
-    yield lambda: run(range(min(given.batch, 4)))
+    yield lambda: run(range(given.batch))
     yield lambda: run(range(given.events))
 
 
@@ -143,7 +145,7 @@ def ours(given: argparse.Namespace) -> Iterator[Callable[[], NDArray[np.float32]
         plan = PerturbationPlan(genes=tuple(ids[front : front + events].tolist()))
         return shift_cell(encoder, ids, plan, Reading(), vocabulary).values_ES[:, 0]
 
-    yield lambda: run(8)
+    yield lambda: run(WARM_UP)
     yield lambda: run(given.events)
 
 

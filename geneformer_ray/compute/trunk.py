@@ -28,73 +28,58 @@ TOKENS_A_TILE = 2_048
 
 
 @dataclass(frozen=True)
-class _Linear:
-    """A transposed weight (in, out) in the dtype of products, and a bias (out,) in float32."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    @classmethod
-    def of(cls, weight: torch.Tensor, bias: torch.Tensor, execution: Execution) -> _Linear:
-        """Take a module's weight (out, in) and bias."""
-        device = execution.device
-        return cls(weight.detach().T.contiguous().to(device, execution.dtype), bias.detach().to(device))
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply and add the bias, in the dtype of products."""
-        dtype = self.weight.dtype
-        return torch.addmm(self.bias.to(dtype), x.to(dtype), self.weight)
-
-    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Multiply and add the bias and what went past, in float32."""
-        sum_TD = residual + self.bias
-        if self.weight.dtype == torch.float32:
-            return sum_TD.addmm_(x, self.weight)
-        return sum_TD.add_(x.to(self.weight.dtype) @ self.weight)
-
-
-@dataclass(frozen=True)
 class _Norm:
-    """A LayerNorm in float32."""
+    """A LayerNorm in float32, and what is added behind it."""
 
     weight: torch.Tensor
     bias: torch.Tensor
     eps: float
 
     @classmethod
-    def of(cls, module: nn.LayerNorm, execution: Execution) -> _Norm:
-        device = execution.device
-        return cls(module.weight.detach().to(device), module.bias.detach().to(device), module.eps)
+    def of(cls, module: nn.LayerNorm, device: str, plus: torch.Tensor | float = 0.0) -> _Norm:
+        return cls(module.weight.detach().to(device), (module.bias + plus).detach().to(device), module.eps)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class _Layer:
-    """One layer's weights, with what can be multiplied ahead multiplied.
+    """One layer's weights (in, out) in the dtype of products, with what can be multiplied ahead multiplied.
 
     Query, key and value are one product. The query's scale is in its weights. A key's bias adds the same to all scores
     of a query, which its softmax takes out again; a value's bias passes through the softmax, whose weights sum to one,
-    and goes into the bias behind it.
+    and goes into the bias behind it. The last bias is added with the LayerNorm that its sum starts from, and taken out
+    of what the product between them would make of it.
     """
 
     def __init__(self, layer: BertLayer, execution: Execution) -> None:
-        attention, out = layer.attention.self, layer.attention.output
-        scale = attention.attention_head_size**-0.5
-        weights = [attention.query.weight * scale, attention.key.weight, attention.value.weight]
-        self.qkv = torch.cat(weights).detach().T.contiguous().to(execution.device, execution.dtype)
-        self.query_bias = (attention.query.bias * scale).detach().to(execution.device, execution.dtype)
-        self.out = _Linear.of(out.dense.weight, out.dense.bias + out.dense.weight @ attention.value.bias, execution)
-        self.attention_norm = _Norm.of(out.LayerNorm, execution)
-        self.up = _Linear.of(layer.intermediate.dense.weight, layer.intermediate.dense.bias, execution)
-        self.down = _Linear.of(layer.output.dense.weight, layer.output.dense.bias, execution)
-        self.norm = _Norm.of(layer.output.LayerNorm, execution)
+        attention, out, up, down = layer.attention.self, layer.attention.output, layer.intermediate.dense, layer.output
+        device, scale = execution.device, attention.attention_head_size**-0.5
+
+        def factor(*weights: torch.Tensor) -> torch.Tensor:
+            return torch.cat(weights).detach().T.contiguous().to(device, execution.dtype)
+
+        self.qkv = factor(attention.query.weight * scale, attention.key.weight, attention.value.weight)
+        self.query_bias = (attention.query.bias * scale).detach().to(device, execution.dtype)
+        self.out = factor(out.dense.weight)
+        self.out_bias = (out.dense.bias + out.dense.weight @ attention.value.bias).detach().to(device)
+        self.attention_norm = _Norm.of(out.LayerNorm, device, plus=down.dense.bias)
+        self.up, self.down = factor(up.weight), factor(down.dense.weight)
+        self.up_bias = (up.bias - up.weight @ down.dense.bias).detach().to(device, execution.dtype)
+        self.norm = _Norm.of(down.LayerNorm, device)
 
     def queries_keys_values(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Give queries, scaled, keys and values, each of shape (tokens, width)."""
         q_TD, k_TD, v_TD = (x_TD.to(self.qkv.dtype) @ self.qkv).split(x_TD.shape[1], dim=1)
         q_TD += self.query_bias
         return q_TD, k_TD, v_TD
+
+
+def _add_product(sum_TD: torch.Tensor, x_TX: torch.Tensor, weight_XD: torch.Tensor) -> torch.Tensor:
+    """Add a product to what went past it, in place and in float32."""
+    if weight_XD.dtype == torch.float32:
+        return sum_TD.addmm_(x_TX, weight_XD)
+    return sum_TD.add_(x_TX.to(weight_XD.dtype) @ weight_XD)
 
 
 class Trunk:
@@ -123,7 +108,7 @@ class Trunk:
         # A cell is one segment: its type is part of every position.
         kind_D = embeddings.token_type_embeddings.weight.detach()[0]
         self.positions_PD = (embeddings.position_embeddings.weight.detach() + kind_D).to(device)
-        self.norm = _Norm.of(embeddings.LayerNorm, execution)
+        self.norm = _Norm.of(embeddings.LayerNorm, device)
         self.layers = [_Layer(layer, execution) for layer in bert.encoder.layer[:layers]]
 
     @torch.inference_mode()
@@ -218,7 +203,7 @@ class Trunk:
 
     def _feed_forward(self, layer: _Layer, x_TD: torch.Tensor, context_TD: torch.Tensor) -> torch.Tensor:
         """Run what comes behind attention."""
-        x_TD = layer.attention_norm(layer.out.added_to(x_TD, context_TD))
-        up_TF = layer.up(x_TD)
+        y_TD = layer.attention_norm(_add_product(x_TD + layer.out_bias, context_TD, layer.out))
+        up_TF = torch.addmm(layer.up_bias, y_TD.to(layer.up.dtype), layer.up)
         up_TF = up_TF.relu_() if self.relu else self.activation(up_TF)
-        return layer.norm(layer.down.added_to(x_TD, up_TF))
+        return layer.norm(_add_product(y_TD, up_TF, layer.down))
