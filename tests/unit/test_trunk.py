@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from hypothesis import strategies as st
 
 from geneformer_ray.compute import attention as blocks
 from geneformer_ray.compute import shared_attention as shared
+from geneformer_ray.compute import trunk
 from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.compute.model_directory import save_model
 from geneformer_ray.compute.perturbation import PerturbationPlan
 from geneformer_ray.compute.pretraining import new_model
 from geneformer_ray.compute.reading import Reading
-from geneformer_ray.compute.shifts import shift_cell, shift_cells
+from geneformer_ray.compute.shifts import EVENTS_THAT_SHARE, shift_cell, shift_cells
 from geneformer_ray.compute.token_budget import TokenBudget, out_of_memory
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from tests.conftest import random_cells
@@ -147,12 +149,23 @@ def long_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("perturbation", ["delete", "overexpress", "activate"])
-def test_long_cells_are_as_one_event_at_a_time(long_model: tuple[Path, GeneVocabulary], perturbation: str) -> None:
+def test_long_cells_are_as_one_event_at_a_time(
+    long_model: tuple[Path, GeneVocabulary], perturbation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory, vocabulary = long_model
+    shares: list[bool] = []
+
+    def watched(*given: Any) -> Any:
+        attend = shared.shared_attention(*given)
+        shares.append(attend is not None)
+        return attend
+
+    monkeypatch.setattr(trunk, "shared_attention", watched)
     ids = random_cells(vocabulary, np.random.default_rng(2), [300])[0]
     encoder, stock = Encoder.load(directory, execution=EXECUTION), StockTrunk(directory)
     shifts = shift_cell(encoder, ids, PerturbationPlan(perturbation), Reading(gene_shifts=True), vocabulary)
     assert len(shifts) == 300
+    assert sum(shares) > 300 // EVENTS_THAT_SHARE // 2
     front = int(vocabulary.cls_id is not None)
     before = {int(token): state for token, state in zip(ids, stock.hidden(ids, -1), strict=True)}
     assert shifts.affected is not None
