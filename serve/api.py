@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from geneformer_ray.data.batching import length_batches
-from geneformer_ray.errors import InputError, NotThereYetError
+from geneformer_ray.errors import InputError
 from serve.errors import BodyLimit, GenericServerError, TooLargeError, add_error_answers
 from serve.model import EncodedCell, PerturbedCell, ServedModel, probabilities
 from serve.schemas import (
@@ -111,8 +111,8 @@ def create_api(service: Computing) -> FastAPI:
     async def perturb(request: PerturbRequest) -> PerturbAnswer:
         """Perturb genes of one cell: how far its other genes' embeddings move, and its class probabilities."""
         settings, served = service.settings, service.model
-        if request.perturbation != "delete":
-            raise NotThereYetError.flag("perturbation", request.perturbation, "delete so far")
+        if request.rank_shift is not None and request.perturbation not in ("inhibit", "activate"):
+            raise InputError("rank_shift", f"{request.rank_shift} to {request.perturbation}", "inhibit or activate")
         more = (
             f"up to {settings.max_candidate_genes}; for more: python -m ray_jobs.screen --cells DIR --genes G1,G2,... "
         )
@@ -126,6 +126,7 @@ def create_api(service: Computing) -> FastAPI:
                 cell.input_ids,
                 request.genes,
                 perturbation=request.perturbation,
+                rank_shift=request.rank_shift or 1,
                 together=request.together,
                 states=states,
             )

@@ -217,6 +217,7 @@ class ServedModel:
         genes: Sequence[str],
         *,
         perturbation: str = "delete",
+        rank_shift: int = 1,
         together: bool = False,
         states: Sequence[str] = (),
     ) -> PerturbedCell:
@@ -228,8 +229,8 @@ class ServedModel:
             The cell, shape (length,).
         genes
             Names of genes; each is one event.
-        perturbation
-            ``delete`` so far.
+        perturbation, rank_shift
+            As :class:`PerturbationPlan` takes them.
         together
             Perturb all in one event.
         states
@@ -242,10 +243,10 @@ class ServedModel:
         keys = [self.vocabulary.resolve(gene, f"genes[{i}]") for i, gene in enumerate(genes)]
         # A gene that was named twice, by id and by symbol, is one gene.
         tokens = {self.vocabulary.tokens[key]: key for key in keys}
-        plan = PerturbationPlan(perturbation, tuple(tokens), together)
+        plan = PerturbationPlan(perturbation, tuple(tokens), together, rank_shift=rank_shift)
         reading = Reading(states={state: self.states[state] for state in states})
         shifts = shift_cell(self._trunk, input_ids, plan, reading, self.vocabulary)
-        events = cell_events(input_ids, plan, self.vocabulary)
+        events = cell_events(input_ids, plan, self.vocabulary, self._trunk.max_length)
         measured = set(shifts.genes)
         perturbed = {
             events.events[number]: ids
@@ -260,7 +261,7 @@ class ServedModel:
             [[tokens[token] for token in event] for event in shifts.genes],
             shifts.values_ES,
             after_EC - before_C,
-            [key for token, key in tokens.items() if token not in present],
+            [key for token, key in tokens.items() if token not in present and not plan.inserts],
             [[tokens[token] for token in event] for event in events.events if event not in measured],
         )
 

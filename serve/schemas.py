@@ -69,6 +69,9 @@ class PerturbRequest(_Request):
     cell: Cell
     perturbation: Literal["delete", "overexpress", "inhibit", "activate"] = "delete"
     genes: list[GeneName] = Field(min_length=1, description="genes by the vocabulary's key, Ensembl id or symbol")
+    rank_shift: Annotated[int, Field(strict=True, ge=1, le=3)] | None = Field(
+        None, description="quartiles of its ranks by which a gene is inhibited or activated (default: 1)"
+    )
     together: Annotated[bool, Field(strict=True)] = Field(False, description="perturb all genes in one event")
     goal: str | None = Field(
         None, max_length=200, description="a state that the model knows, to measure shifts towards"

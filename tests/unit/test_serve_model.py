@@ -299,6 +299,30 @@ def test_a_request_larger_than_a_batch_keeps_its_order(service: Direct, served: 
         np.testing.assert_allclose([item["probability"] for item in cell["top"]], -np.sort(-expected), atol=1e-6)
 
 
+@pytest.mark.parametrize("perturbation", ["overexpress", "inhibit", "activate"])
+def test_every_perturbation_is_that_of_the_screen(
+    service: Direct, served: ServedModel, directory: Path, perturbation: str
+) -> None:
+    """GENE30 is not in the cell: only overexpression has an event for it."""
+    names = [f"GENE{number:02d}" for number in range(1, 9)]
+    cell = {"counts": {name: 40 - 4 * number for number, name in enumerate(names)}}
+    body = {"cell": cell, "genes": ["GENE05", "GENE30"], "perturbation": perturbation}
+    if perturbation != "overexpress":
+        body["rank_shift"] = 2
+    answer = ask(service, "POST", "/v1/perturb", json=body)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    tokens = served.vocabulary.tokens
+    plan = PerturbationPlan(perturbation, (tokens["GENE05"], tokens["GENE30"]), rank_shift=body.get("rank_shift", 1))
+    ids = served.encode(cell["counts"]).input_ids
+    encoder = Encoder.load(directory, execution=EXECUTION)
+    offline = shift_cell(encoder, ids, plan, Reading(), served.vocabulary)
+    genes = ["GENE05", "GENE30"] if perturbation == "overexpress" else ["GENE05"]
+    assert [event["genes"] for event in found["events"]] == [[gene] for gene in genes]
+    np.testing.assert_allclose([event["similarity"] for event in found["events"]], offline.values_ES[:, 0], atol=1e-6)
+    assert [event["genes"] for event in found["skipped"]] == ([] if perturbation == "overexpress" else [["GENE30"]])
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "field"),
     [
@@ -325,7 +349,8 @@ def test_a_request_larger_than_a_batch_keeps_its_order(service: Direct, served: 
         ("classify", {"cells": [{"counts": {"G" * 90: 1} | {"x" * 5000: 1}}]}, 413, "body"),
         ("perturb", {"cell": CELL, "genes": []}, 422, "genes"),
         ("perturb", {"cell": CELL, "genes": ["GENE0X"]}, 422, "genes[0]"),
-        ("perturb", PERTURB | {"perturbation": "overexpress"}, 422, "perturbation"),
+        ("perturb", PERTURB | {"rank_shift": 2}, 422, "rank_shift"),
+        ("perturb", PERTURB | {"perturbation": "inhibit", "rank_shift": 4}, 422, "rank_shift"),
         ("perturb", PERTURB | {"perturbation": "knit"}, 422, "perturbation"),
         ("perturb", PERTURB | {"goal": "gamma"}, 422, "goal"),
         ("perturb", {"cell": CELL, "genes": ["A", "B", "C", "D"]}, 413, "genes"),
