@@ -20,7 +20,7 @@ from geneformer_ray.distribute.streamed_training import StreamedTraining
 from geneformer_ray.distribute.train_workers import TrainingRun, fit_all
 from geneformer_ray.distribute.worker import Worker
 from geneformer_ray.manage.registry import local_source
-from geneformer_ray.manage.trials import Trial, write_predictions
+from geneformer_ray.manage.trials import FINISHED, Trial, write_predictions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +35,6 @@ __all__ = ["finetune_trials"]
 
 # Cells of which tokens are held at once to predict them.
 CELLS_AT_ONCE = 4_096
-# Written last: it vouches for a trial's model, history and predictions.
-FINISHED = "finished.json"
 
 
 def finetune_trials(
@@ -160,4 +158,5 @@ class _TrialOnWorker:
                 ids = self.table.ids_of(self.split.rows[role])
                 write_predictions(self.directory, role, ids, targets, logits)
         if self.worker.leads:
-            storage.write_json(storage.join(self.directory, FINISHED), {"trial": self.trial.name})
+            finished = {"trial": self.trial.name, "execution": self.worker.execution.reason}
+            storage.write_json(storage.join(self.directory, FINISHED), finished)

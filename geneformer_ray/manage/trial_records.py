@@ -25,7 +25,7 @@ from geneformer_ray.manage.registry import reaching_store
 from geneformer_ray.manage.runs import DIGEST_TAG, RunRecord, log_run, register
 from geneformer_ray.manage.trained_run import MISCLASSIFIED, Record, TrainedRun, digest_of_test
 from geneformer_ray.manage.training_curves import TrainingCurve, training_curves
-from geneformer_ray.manage.trials import Trial, read_predictions
+from geneformer_ray.manage.trials import FINISHED, Trial, read_predictions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,6 +138,8 @@ def _trial_record(
         parameters={
             **_named(trial),
             **logged,
+            # Device, dtype and threads, with the reason for each.
+            "execution": storage.read_json(storage.join(directory, FINISHED))["execution"],
             "labels": ", ".join(run.fold_of(trial).labels),
             **plan.get("options", {}),
         },

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Trial", "read_predictions", "write_predictions"]
+__all__ = ["FINISHED", "Trial", "read_predictions", "write_predictions"]
+
+# Written last: it vouches for a trial's model, history and predictions, and says how it was computed.
+FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,7 @@ def test_runs_hold_parameters_curves_figures_and_split(chain: Chain) -> None:
     for trial in chain.summaries["finetune"]["trials"]:
         run = client.get_run(trial["run_id"])
         assert run.data.params["pooling"] == trial["pooling"]
+        assert run.data.params["execution"].startswith("cpu, float32 (fp32 was asked for), attention sdpa, 1 threads")
         assert len(client.get_metric_history(trial["run_id"], "train_loss")) == 6
         files = {item.path for item in client.list_artifacts(trial["run_id"])}
         assert {"confusion_matrix_reporting.png", "split.json", "scores.json", "training_curves.png"} <= files

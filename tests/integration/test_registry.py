@@ -34,7 +34,7 @@ from geneformer_ray.errors import InputError, RegistryUnavailable
 from geneformer_ray.manage import registry
 from geneformer_ray.manage.registry import find_registered, open_store
 from geneformer_ray.manage.trial_records import Record, record_trials
-from geneformer_ray.manage.trials import Trial, read_predictions, write_predictions
+from geneformer_ray.manage.trials import FINISHED, Trial, read_predictions, write_predictions
 from ray_jobs import promote, register
 from ray_jobs.command_line import build
 from tests.conftest import random_cells
@@ -119,6 +119,7 @@ def trained(
         Path(place, "model").mkdir(parents=True)
         model.save(Path(place, "model"), own)
         storage.write_json(f"{place}/history.json", HISTORY)
+        storage.write_json(f"{place}/{FINISHED}", {"trial": trial.name, "execution": "cpu, float32 (asked for)"})
         for role in ("choose", "report"):
             split = splits[trial.fold or 0]
             logits = predict_logits(
