@@ -37,16 +37,20 @@ class Progress:
         Where to; standard error by default.
     brief
         Say nothing at all of work that is over before the first line is due.
+    done
+        Units that an earlier run did: they count as done, and say nothing about the rate of this one.
     """
 
-    def __init__(self, what: str, total: int, unit: str, stream: TextIO | None = None, *, brief: bool = False) -> None:
+    def __init__(
+        self, what: str, total: int, unit: str, stream: TextIO | None = None, *, brief: bool = False, done: int = 0
+    ) -> None:
         self.what, self.total, self.unit = what, total, unit
         self._stream = stream or sys.stderr
-        self._done, self._said_done = 0, -1
+        self._before, self._done, self._said_done = done, done, -1
         self._started = self._said = time.monotonic()
         self._brief = brief
         self._bar = (
-            tqdm(total=total, desc=what, unit=f" {unit}", file=self._stream, leave=not brief)
+            tqdm(total=total, desc=what, unit=f" {unit}", file=self._stream, leave=not brief, initial=done)
             if self._stream.isatty()
             else None
         )
@@ -76,8 +80,8 @@ class Progress:
     def _line(self, note: str = "") -> None:
         now = time.monotonic()
         self._said, self._said_done = now, self._done
-        rate = self._done / max(1e-9, now - self._started)
-        left = f", {(self.total - self._done) / rate:.0f} s left" if 0 < self._done < self.total else ""
+        rate = (self._done - self._before) / max(1e-9, now - self._started)
+        left = f", {(self.total - self._done) / rate:.0f} s left" if rate and self._done < self.total else ""
         extra = f", {note}" if note else ""
         text = f"{self.what}: {self._done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s{left}{extra}"
         print(text, file=self._stream, flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -10,13 +10,28 @@ from geneformer_ray.compute.embedding import check_embedding
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.digests import digest_of
+from geneformer_ray.data.embedded_h5ad import H5adCells
 from geneformer_ray.data.shards import finished_items
 from geneformer_ray.distribute.cluster import connected
-from geneformer_ray.distribute.embed import EmbedWorker, embed_states, merge_gene_sums, row_items, states_of_output
+from geneformer_ray.distribute.embed import (
+    EmbedWorker,
+    cells_per_item,
+    discard_gene_sums,
+    embed_states,
+    embedded_blocks,
+    merge_gene_sums,
+    row_items,
+    states_of_output,
+)
 from geneformer_ray.distribute.fan_out import Pool, fan_out
+from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
 from ray_jobs.command_line import JobConfig, main, place
 from ray_jobs.model_argument import open_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class EmbedConfig(JobConfig):
@@ -34,6 +49,10 @@ class EmbedConfig(JobConfig):
     )
     layer: Literal[-1, 0] = Field(-1, description="-1: the layer before the last; 0: the last")
     state_column: str | None = Field(None, description="column of cell states: their mean embeddings go to states.json")
+    h5ad: str | None = Field(
+        None, description="the h5ad file of the cells: a copy with the embeddings in obsm goes to OUTPUT"
+    )
+    cell_id_prefix: str = Field("", description="what tokenize put before the cell ids of that file")
     precision: Literal["fp32", "bf16", "auto"] = Field("fp32", description="what matrix products are computed in")
 
 
@@ -48,23 +67,31 @@ def run(config: EmbedConfig) -> dict[str, Any]:
     model.check_lengths(int(table.lengths[rows].max()))
     if config.embedding != "gene":
         check_embedding(config.embedding, model.vocabulary)
-    if config.state_column is not None:
-        table.column(config.state_column, "--state-column")
+    states_N = None if config.state_column is None else table.column(config.state_column, "--state-column")[rows]
+    h5ad = _find_in_h5ad(config, table, rows)
+    per_item = cells_per_item(len(rows), config.embedding)
+    about = {
+        "model": model.digest,
+        "vocabulary": model.vocabulary.digest,
+        "embedding": config.embedding,
+        "layer": config.layer,
+        "precision": config.precision,
+    }
     plan = {
         "job": "embed",
         "cells": table.digest,
-        "model": model.digest,
-        "vocabulary": model.vocabulary.digest,
+        **about,
         "filter": {name: list(values) for name, values in config.filter.items()},
-        "embedding": config.embedding,
-        "layer": config.layer,
         "state_column": config.state_column,
-        "precision": config.precision,
+        "h5ad": h5ad and [h5ad.path, storage.stamp(h5ad.path), config.cell_id_prefix],
+        "cells_per_shard": per_item,
         "rows": digest_of(rows),
     }
-    storage.claim_output(output, plan, overwrite=config.overwrite, resume=True, inputs=[cells, model.source])
+    inputs = [cells, model.source, None if h5ad is None else h5ad.path]
+    storage.claim_output(output, plan, overwrite=config.overwrite, resume=True, inputs=inputs)
     done = finished_items(output)
-    todo = [item for item in row_items(rows) if item["item"] not in done]
+    todo = [item for item in row_items(rows, per_item) if item["item"] not in done]
+    summary: dict[str, Any] = {"cells": len(rows), "embedding": config.embedding, "layer": config.layer}
     with connected():
         pool = Pool.of_cluster(model=True)
         runner = model.runner(layer=config.layer, precision=config.precision, **pool.execution())
@@ -73,30 +100,34 @@ def run(config: EmbedConfig) -> dict[str, Any]:
             progress.advance(len(rows) - sum(len(item["rows"]) for item in todo))
             for counts in fan_out(EmbedWorker, options, todo, pool):
                 progress.advance(counts["cells"])
-        states = {}
-        if config.state_column is not None:
-            column = table.column(config.state_column, "--state-column")
+        if states_N is not None:
             if config.embedding == "gene":
-                states = embed_states(
-                    cells, rows, runner, embedding="mean", state_column=config.state_column, pool=pool
-                )
+                state_column = str(config.state_column)
+                states = embed_states(cells, rows, runner, embedding="mean", state_column=state_column, pool=pool)
             else:
-                states = states_of_output(output, table.cell_ids, column)
-            content = {state: vector.tolist() for state, vector in states.items()}
-            storage.write_json(storage.join(output, "states.json"), content)
-    summary: dict[str, Any] = {
-        "cells": len(rows),
-        "embedding": config.embedding,
-        "layer": config.layer,
-        "output": output,
-    }
+                states = states_of_output(output, states_N)
+            storage.write_json(storage.join(output, "states.json"), {name: e.tolist() for name, e in states.items()})
+            summary["states"] = sorted(states)
     if config.embedding == "gene":
-        summary["genes"] = merge_gene_sums(output, model.vocabulary.names, model.vocabulary.digest)
-    summary["tables"] = {"embeddings": storage.join(output, "embeddings")}
-    if states:
-        summary["states"] = sorted(states)
+        summary["genes"] = merge_gene_sums(output, model.vocabulary)
+    summary |= {"output": output, "tables": {"embeddings": storage.join(output, "embeddings")}}
+    if h5ad is not None:
+        copy = storage.join(output, h5ad.path.rsplit("/", 1)[-1].removesuffix(".h5ad") + ".h5ad")
+        h5ad.write_copy(copy, embedded_blocks(output), about)
+        summary["h5ad"] = {"path": copy, **h5ad.counts}
     storage.finish_output(output, plan, summary)
+    discard_gene_sums(output)
     return summary
+
+
+def _find_in_h5ad(config: EmbedConfig, table: CellTable, rows: NDArray[np.int64]) -> H5adCells | None:
+    if config.h5ad is None:
+        if config.cell_id_prefix:
+            raise InputError("--cell-id-prefix", f"{config.cell_id_prefix} without --h5ad", "both, or neither")
+        return None
+    if config.embedding == "gene":
+        raise InputError("--h5ad", "a file beside --embedding gene", "mean or cls: it gets an embedding a cell")
+    return H5adCells.find(place(config.h5ad, "--h5ad"), table.cell_ids[rows], prefix=config.cell_id_prefix)
 
 
 if __name__ == "__main__":

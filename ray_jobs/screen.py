@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,13 @@ from geneformer_ray.data.digests import digest_of
 from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.embed import embed_states
 from geneformer_ray.distribute.fan_out import Pool
-from geneformer_ray.distribute.screen import Screen
+from geneformer_ray.distribute.screen import Screen, check_share
+from geneformer_ray.distribute.screen_items import BATCH_PLAN, ScreenItems, count_cells, read_sequences, screen_code
+from geneformer_ray.distribute.screen_worker import REJECTS
+from geneformer_ray.progress import say
 from ray_jobs.command_line import main, place
 from ray_jobs.model_argument import OpenedModel, open_model
-from ray_jobs.screen_flags import ScreenConfig, check_flags, perturbation_plan
+from ray_jobs.screen_flags import NOT_IN_PLAN, ScreenConfig, check_flags, perturbation_plan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,30 +39,34 @@ def _chosen_rows(config: ScreenConfig, table: CellTable) -> NDArray[np.int64]:
     return rows
 
 
-def _states(config: ScreenConfig, table: CellTable, model: OpenedModel, pool: Pool) -> dict[str, NDArray[np.float32]]:
-    """Read the states' embeddings, or compute them over all cells of each state."""
+def _states(
+    config: ScreenConfig, table: CellTable, model: OpenedModel, runner: dict[str, Any], pool: Pool, file: str
+) -> dict[str, NDArray[np.float32]]:
+    """Read the states' embeddings, or compute them over all cells of each state; keep them in a file of the output."""
     if config.state_column is None or config.start is None or config.goal is None:
         return {}
     wanted = list(dict.fromkeys([config.start, config.goal, *config.alternatives]))
+    if storage.exists(file):  # of an earlier run of this plan: the same to the last bit
+        return check_states(storage.read_json(file), model.width, wanted)
     if config.state_embeddings is not None:
         given = storage.read_json(place(config.state_embeddings, "--state-embeddings"), "--state-embeddings")
-        return check_states(given, model.width, wanted)
-    rows = table.select({config.state_column: wanted})
-    runner = model.runner(layer=config.layer, precision=config.precision, **pool.execution())
-    return embed_states(
-        table.path, rows, runner, embedding=config.embedding, state_column=config.state_column, pool=pool
-    )
+        states = check_states(given, model.width, wanted)
+    else:
+        rows = table.select({config.state_column: wanted})
+        rows = rows[table.lengths[rows] <= model.config.max_position_embeddings]  # the screen sets the others aside
+        column = config.state_column
+        states = embed_states(table.path, rows, runner, embedding=config.embedding, state_column=column, pool=pool)
+    storage.write_json(file, {state: vector.tolist() for state, vector in states.items()})
+    return states
 
 
 def _what_states_are_made_of(config: ScreenConfig, table: CellTable) -> Any:
     """Give what decides the states' embeddings: the file's content, or each cell's state."""
     if config.state_embeddings is not None:
         return storage.read_json(place(config.state_embeddings, "--state-embeddings"), "--state-embeddings")
-    return (
-        None
-        if config.state_column is None
-        else table.column(config.state_column, "--state-column").astype(str).tolist()
-    )
+    if config.state_column is None:
+        return None
+    return table.column(config.state_column, "--state-column").astype(str).tolist()
 
 
 def run(config: ScreenConfig) -> dict[str, Any]:
@@ -71,37 +79,49 @@ def run(config: ScreenConfig) -> dict[str, Any]:
     model.check_layer(config.layer)
     check_embedding(config.embedding, model.vocabulary)
     rows = _chosen_rows(config, table)
-    sequences = [model.vocabulary.adapt(ids, table.vocabulary_digest) for ids in table.read(rows).input_ids]
-    model.check_lengths(max(map(len, sequences)))
+    sequences = itertools.chain.from_iterable(read_sequences(table, rows, model.vocabulary))
     plan = perturbation_plan(config, model.vocabulary, sequences)
-    named = config.model_dump(mode="json", exclude={"overwrite", "output", "cells", "model", "vocabulary"})
+    counts = count_cells(table, rows, plan, model.vocabulary, int(model.config.max_position_embeddings))
+    why = "too long for the model, or with foreign tokens"
+    check_share(counts.unfit, len(rows), config.max_rejected, why, "nothing was done")
     record = {
         "job": "screen",
         "cells": table.digest,
         "model": model.digest,
         "vocabulary": model.vocabulary.digest,
-        **named,
+        **config.model_dump(mode="json", exclude=NOT_IN_PLAN),
         "rows": digest_of(rows),
         "states": digest_of(_what_states_are_made_of(config, table)),
+        "events": digest_of(counts.events, counts.lengths),
+        "batch_plan": BATCH_PLAN,
+        "code": screen_code(),
     }
     inputs = [cells, model.source, config.state_embeddings and place(config.state_embeddings, "--state-embeddings")]
     storage.claim_output(output, record, overwrite=config.overwrite, resume=True, inputs=inputs)
     model.vocabulary.save(storage.join(output, "_vocabulary"))
     with connected():
-        pool = Pool.of_cluster(model=True)
-        states = _states(config, table, model, pool)
-        if states:
-            content = {state: vector.tolist() for state, vector in states.items()}
-            storage.write_json(storage.join(output, "states.json"), content)
-        runner = model.runner(layer=config.layer, precision=config.precision, **pool.execution())
-        gene_shifts = config.gene_shifts or config.gene_shifts_summary
-        reading = Reading(config.embedding, config.comparison, states, gene_shifts)
-        summary: dict[str, Any] = {}
-        screen = Screen(
-            cells, rows, sequences, runner, plan, reading, output, config.gene_shifts, config.gene_shifts_summary
+        pool = Pool.of_cluster(
+            model=True, smallest=config.min_workers, largest=config.max_workers, gpus=config.gpus_per_worker
         )
-        summary |= screen.run(pool, model.vocabulary)
-    summary |= {"output": output, "tables": {name: storage.join(output, name) for name in screen.tables}}
+        runner = model.runner(layer=config.layer, precision=config.precision, digest=model.digest, **pool.execution())
+        states = _states(config, table, model, runner, pool, storage.join(output, "states.json"))
+        gene_shifts = config.gene_shifts or config.gene_shifts_summary
+        screen = Screen(
+            cells=cells,
+            items=ScreenItems.of_model(rows, counts, model.config, config.layer),
+            runner=runner,
+            plan=plan,
+            reading=Reading(config.embedding, config.comparison, states, gene_shifts),
+            output=output,
+            gene_rows=config.gene_shifts,
+            gene_summary=config.gene_shifts_summary,
+            max_rejected=config.max_rejected,
+        )
+        summary = screen.run(pool, model.vocabulary)
+    tables = [*screen.tables, *([REJECTS] if summary["rejected"] else [])]
+    summary |= {"output": output, "tables": {name.lstrip("_"): storage.join(output, name) for name in tables}}
+    if summary["rejected"]:
+        say(f"{summary['rejected']:,} of {summary['cells']:,} cells set aside: see {storage.join(output, REJECTS)}")
     storage.finish_output(output, record, summary)
     screen.discard_sums()
     return summary

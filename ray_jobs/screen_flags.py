@@ -13,14 +13,14 @@ from geneformer_ray.errors import InputError
 from ray_jobs.command_line import JobConfig, place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     import numpy as np
     from numpy.typing import NDArray
 
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["ScreenConfig", "check_flags", "perturbation_plan"]
+__all__ = ["NOT_IN_PLAN", "ScreenConfig", "check_flags", "perturbation_plan"]
 
 
 class ScreenConfig(JobConfig):
@@ -64,10 +64,32 @@ class ScreenConfig(JobConfig):
     precision: Literal["fp32", "bf16", "auto"] = Field("fp32", description="what matrix products are computed in")
     max_cells: int | None = Field(None, ge=1, description="a random sample of this many cells")
     seed: int = Field(0, ge=0, description="of the sample")
+    max_rejected: float = Field(
+        0.01, ge=0, le=1, description="share of cells that may be set aside (OUTPUT/_rejects) before the run fails"
+    )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="workers at least, which an autoscaling cluster grows to (default: all there is room for)",
+    )
+    max_workers: int | None = Field(None, ge=1, description="workers at most (default: all there is room for)")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, le=1, description="a part of a GPU lets several share it; 0: none (default: 1 where there are GPUs)"
+    )
+
+
+# Flags that change no row: a run may go on with others.
+NOT_IN_PLAN = {
+    "overwrite", "output", "cells", "model", "vocabulary", "max_rejected", "min_workers", "max_workers",
+    "gpus_per_worker",
+}  # fmt: skip
 
 
 def check_flags(config: ScreenConfig) -> None:
     """Refuse flags that do not go together, and what is not written yet."""
+    if config.min_workers and config.max_workers and config.min_workers > config.max_workers:
+        got = f"{config.min_workers} and {config.max_workers}"
+        raise InputError("--min-workers, --max-workers", got, "no more at least than at most")
     if config.rank_shift is not None and config.perturbation not in ("inhibit", "activate"):
         raise InputError("--rank-shift", f"{config.rank_shift} to {config.perturbation}", "inhibit or activate")
     if config.gene_sets is not None and config.genes != "all":
@@ -85,9 +107,9 @@ def check_flags(config: ScreenConfig) -> None:
 
 
 def perturbation_plan(
-    config: ScreenConfig, vocabulary: GeneVocabulary, sequences: Sequence[NDArray[np.int32]]
+    config: ScreenConfig, vocabulary: GeneVocabulary, sequences: Iterable[NDArray[np.int32]]
 ) -> PerturbationPlan:
-    """Turn the flags into a plan; `sequences` are the chosen cells, for ``--min-cells``."""
+    """Turn the flags into a plan; `sequences` are the chosen cells, read only for ``--min-cells``."""
     resolve, tokens = vocabulary.resolve, vocabulary.tokens
     if (config.genes != "all" or config.gene_sets) and config.min_cells > 1:
         raise InputError("--min-cells", config.min_cells, "1 with a list of genes: it chooses among all")

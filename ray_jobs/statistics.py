@@ -1,105 +1,129 @@
-"""Turn a screen's shifts into a ranked table of genes."""
+"""Turn a screen's shifts into ranked tables: genes, pairs of genes, combinations."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
-from pydantic import Field
 
+from geneformer_ray.compute.cell_values import aggregate_tables
+from geneformer_ray.compute.combination import combination_table
+from geneformer_ray.compute.concordance import concordance_table, rank_correlation
+from geneformer_ray.compute.gene_pairs import gene_shift_table
+from geneformer_ray.compute.impact_mixture import mixture_table
+from geneformer_ray.compute.null_comparison import vs_null_table
+from geneformer_ray.compute.shift_anndata import obs_of_cells, shift_anndata, write_anndata
 from geneformer_ray.compute.statistics import goal_shift_table
 from geneformer_ray.data import storage
-from geneformer_ray.data.cells import CellTable
-from geneformer_ray.data.shards import VOCABULARY_KEY, write_shard
-from geneformer_ray.data.vocabulary import GeneVocabulary
-from geneformer_ray.errors import InputError, NotThereYetError, VocabularyMismatch
-from ray_jobs.command_line import JobConfig, main, place
+from geneformer_ray.data.shards import write_shard
+from geneformer_ray.errors import InputError
+from geneformer_ray.manage.statistics_report import write_statistics_report
+from ray_jobs.command_line import main, place
+from ray_jobs.statistics_flags import StatisticsConfig, check_flags
+from ray_jobs.statistics_inputs import StatisticsInputs, open_inputs
 
-TESTS = ("goal_shift", "vs_null", "mixture", "aggregate", "gene_shifts", "combination", "concordance")
+if TYPE_CHECKING:
+    import pandas as pd
 
+    # The tables by name, the ranked one first, and what the summary says of them.
+    Tables = tuple[dict[str, pd.DataFrame], dict[str, Any]]
 
-class StatisticsConfig(JobConfig):
-    """Flags of ``python -m ray_jobs.statistics``."""
+__all__ = ["StatisticsConfig", "run"]
 
-    shifts: str = Field(description="a finished screen's output")
-    output: str = Field(description="directory for the table")
-    test: Literal[TESTS] = Field("goal_shift", description="goal_shift so far; the others are not there yet")  # type: ignore[valid-type]
-    null: str | None = Field(None, description="a screen of a null set of genes, for vs_null (not there yet)")
-    against: str | None = Field(None, description="another screen, for concordance (not there yet)")
-    cells: str | None = Field(None, description="the screened cells, for --group")
-    group: str | None = Field(None, description="column of donors or libraries: intervals over groups instead of cells")
-    bootstrap: int = Field(1000, ge=0, description="replicates of the interval; 0 for none")
-    seed: int = Field(0, ge=0, description="of the bootstrap")
+# The library names its parameters; a person gave flags.
+FLAGS = {"groups": "--group", "obs": "--cells", **{name: f"--{name}" for name in StatisticsConfig.model_fields}}
 
 
 def run(config: StatisticsConfig) -> dict[str, Any]:
-    """Rank genes by their shift towards the goal state."""
-    if config.test != "goal_shift":
-        raise NotThereYetError.flag("--test", config.test, "goal_shift so far")
-    for flag in ("null", "against"):
-        if getattr(config, flag) is not None:
-            raise NotThereYetError.flag(f"--{flag}", getattr(config, flag), "--test goal_shift without it so far")
-    if (config.group is None) != (config.cells is None):
-        raise InputError("--cells, --group", "one of them", "both, or neither")
-    output, shifts = place(config.output, "--output"), place(config.shifts, "--shifts")
-    if not storage.exists(storage.join(shifts, storage.MANIFEST)):
-        raise InputError("--shifts", shifts, "the output directory of ray_jobs.screen")
-    manifest = storage.read_json(storage.join(shifts, storage.MANIFEST), "--shifts")
-    if not manifest["finished"]:
-        raise InputError(
-            "--shifts", f"{shifts}, an unfinished screen", "a finished one: run its command again to resume it"
-        )
-    screen = manifest["plan"]
-    if not screen.get("goal"):
-        raise InputError(
-            "--shifts", f"{shifts}, a screen without states", "one with --state-column, --start and --goal"
-        )
+    """Read the screens, test, and write the tables."""
+    check_flags(config)
+    output, inputs = place(config.output, "--output"), open_inputs(config)
     plan = {
         "job": "statistics",
-        "screen": screen,
+        "screen": inputs.screen.plan,
+        "other_screen": inputs.other.plan if inputs.other else None,
         **config.model_dump(mode="json", exclude={"overwrite", "output", "shifts"}),
     }
-    storage.claim_output(output, plan, overwrite=config.overwrite, inputs=[shifts])
-    vocabulary = GeneVocabulary.load(storage.join(shifts, "_vocabulary"), "--shifts")
-    filesystem, inside = storage.locate(storage.join(shifts, "cell_shifts"))
-    dataset = ds.dataset(inside, filesystem=filesystem, format="parquet")
-    carried = (dataset.schema.metadata or {}).get(VOCABULARY_KEY, vocabulary.digest.encode()).decode()
-    if carried != vocabulary.digest:
-        takes = f"shifts of its own _vocabulary, {vocabulary.digest}"
-        raise VocabularyMismatch("--shifts", f"{shifts} with shifts of vocabulary {carried}", takes)
-    table = goal_shift_table(
-        dataset,
-        goal=screen["goal"],
-        start=screen["start"],
-        alternatives=screen["alternatives"],
-        symbols=vocabulary.symbols,
-        bootstrap=config.bootstrap,
-        seed=config.seed,
-        groups=_groups(config),
-    )
-    write_shard(
-        output, "statistics", 0, pa.Table.from_pandas(table, preserve_index=False), vocabulary=vocabulary.digest
-    )
-    storage.write_bytes(storage.join(output, "statistics.csv"), table.to_csv(index=False).encode())
+    storage.claim_output(output, plan, overwrite=config.overwrite, resume=True, inputs=inputs.paths)
+    try:
+        tables, about = _tables(config, inputs)
+        ranked = next(iter(tables.values()))
+        if config.anndata:
+            _write_anndata(storage.join(output, "statistics.h5ad"), inputs, ranked)
+    except InputError as error:
+        # Nothing has been written that the next command, with better flags, would have to overwrite.
+        storage.remove(storage.join(output, storage.MANIFEST))
+        raise type(error)(FLAGS.get(error.field, error.field), error.got, error.takes) from error
+    for name, table in tables.items():
+        write_shard(output, name, 0, _arrow(table), vocabulary=inputs.screen.vocabulary.digest)
+        storage.write_bytes(storage.join(output, f"{name}.csv"), table.to_csv(index=False).encode())
+    pictures = write_statistics_report(
+        output, test=config.test, table=ranked, screen=inputs.screen, state=inputs.state,
+        options=config.model_dump(mode="json", exclude={"overwrite", "output"}),
+        groups=inputs.groups, group=config.group or "group",
+    )  # fmt: skip
+    report = pictures.pop("report")
     summary = {
         "test": config.test,
-        "genes": len(table),
-        "significant": int(table["significant"].sum()),
-        "top": table["symbol"].head(10).tolist(),
+        **({"state": inputs.state} if inputs.state else {}),
+        **about,
+        "top": ranked["perturbed_symbol" if config.test == "gene_shifts" else "symbol"].head(10).tolist(),
         "output": output,
-        "tables": {"statistics": storage.join(output, "statistics")},
+        "tables": {name: storage.join(output, name) for name in tables},
+        "report": report,
+        "figures": pictures,
+        **({"anndata": storage.join(output, "statistics.h5ad")} if config.anndata else {}),
     }
     storage.finish_output(output, plan, summary)
     return summary
 
 
-def _groups(config: StatisticsConfig) -> dict[str, str] | None:
-    if config.cells is None or config.group is None:
-        return None
-    table = CellTable(place(config.cells, "--cells"))
-    column = table.column(config.group, "--group").astype(str)
-    return dict(zip(table.cell_ids.tolist(), column.tolist(), strict=True))
+def _tables(config: StatisticsConfig, inputs: StatisticsInputs) -> Tables:
+    """Run the test."""
+    screen, state = inputs.screen, inputs.state
+    symbols = screen.vocabulary.symbols
+    if config.test == "gene_shifts":
+        table = gene_shift_table(screen.table("gene_shifts_summary", "gene_shifts"), symbols=symbols)
+        return {"statistics": table}, {"pairs": len(table), "genes": table["perturbed"].nunique()}
+    shifts = screen.table("cell_shifts")
+    if config.test == "mixture":
+        table, mixture = mixture_table(shifts, state=state, symbols=symbols, seed=config.seed)
+        components = {name: list(getattr(mixture, name)) for name in ("mean", "deviation", "weight")}
+        counts = {"genes": len(table), "with_impact": int(table["impact_component"].sum())}
+        return {"statistics": table}, {**counts, "impact_of_components": components}
+    if config.test == "aggregate":
+        table, cells = aggregate_tables(shifts, state=state, symbols=symbols, groups=inputs.groups)
+        return {"statistics": table, "cells": cells}, {"genes": len(table), "rows": len(cells)}
+    resampling: dict[str, Any] = {"bootstrap": config.bootstrap, "seed": config.seed, "groups": inputs.groups}
+    if inputs.other is None:
+        goal, plan = screen.states[0], screen.plan
+        table = goal_shift_table(
+            shifts, goal=goal, start=plan["start"], alternatives=plan["alternatives"], symbols=symbols, **resampling
+        )
+    elif config.test == "concordance" and state is not None:
+        names = screen.plan["perturbation"], inputs.other.plan["perturbation"]
+        against = inputs.other.table("cell_shifts")
+        table = concordance_table(shifts, against, state=state, names=names, symbols=symbols)
+        correlation = rank_correlation(table[f"shift_{names[0]}"], table[f"shift_{names[1]}"])
+        about = {"genes": len(table), "concordant": int(table["concordant"].sum()), "rank_correlation": correlation}
+        return {"statistics": table}, about
+    else:
+        test = vs_null_table if config.test == "vs_null" else combination_table
+        table = test(shifts, inputs.other.table("cell_shifts"), state=state, symbols=symbols, **resampling)
+    return {"statistics": table}, {"genes": len(table), "significant": int(table["significant"].sum())}
+
+
+def _write_anndata(path: str, inputs: StatisticsInputs, ranked: pd.DataFrame) -> None:
+    obs = obs_of_cells(inputs.cells) if inputs.cells else None
+    shifts, about = inputs.screen.table("cell_shifts"), inputs.screen.plan
+    write_anndata(shift_anndata(shifts, ranked, state=inputs.state, obs=obs, about=about), path)
+
+
+def _arrow(table: pd.DataFrame) -> pa.Table:
+    """Give a table to be written, with plain strings for what is held as categories."""
+    rows = pa.Table.from_pandas(table, preserve_index=False)
+    plain = [field.with_type(pa.string()) if pa.types.is_dictionary(field.type) else field for field in rows.schema]
+    return rows.cast(pa.schema(plain, metadata=rows.schema.metadata))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from geneformer_ray.data.vocabulary import gene_mask
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from geneformer_ray.compute.perturbation import PerturbationPlan
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["CellEvents", "EventBatch", "cell_events", "count_events"]
+__all__ = ["CellEvents", "EventBatch", "cell_events", "cell_fault", "count_events"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class EventBatch:
 
 @dataclass(frozen=True)
 class CellEvents:
-    """All events of one cell, made in batches when asked for.
+    """All events of one cell, or a part of them, made in batches when asked for.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class CellEvents:
     events
         The perturbed token ids of each event, the anchor first.
     skipped
-        How many events of the plan the cell does not have, because it lacks their genes.
+        How many events of the plan the cell does not have, because it lacks their genes. The first part counts them.
     max_length
         The model's input size.
     """
@@ -233,7 +233,11 @@ def _moved(
 
 
 def cell_events(
-    input_ids: NDArray[np.integer], plan: PerturbationPlan, vocabulary: GeneVocabulary, max_length: int | None = None
+    input_ids: NDArray[np.integer],
+    plan: PerturbationPlan,
+    vocabulary: GeneVocabulary,
+    max_length: int | None = None,
+    part: range | None = None,
 ) -> CellEvents:
     """List a cell's events.
 
@@ -250,6 +254,8 @@ def cell_events(
         Tells genes from special tokens.
     max_length
         The model's input size; by default the vocabulary's.
+    part
+        The numbers of the events to list; by default all of them.
 
     Raises
     ------
@@ -258,15 +264,41 @@ def cell_events(
     """
     ids = np.asarray(input_ids, dtype=np.int32)
     is_gene = gene_mask(vocabulary, ids)
-    inside = np.flatnonzero(is_gene)
-    if plan.perturbation != "delete" and len(inside) and not is_gene[inside[0] : inside[-1] + 1].all():
+    if plan.perturbation != "delete" and _special_inside(is_gene):
         raise InputError("--cells", "a cell with a special token between genes", "special tokens at its ends only")
-    events, skipped = plan.events(dict.fromkeys(ids[is_gene].tolist()))
+    events, skipped = plan.events(_held(ids, is_gene), part)
+    if part is not None and part.start > 0:
+        skipped = 0
     return CellEvents(ids, is_gene, plan, events, skipped, max_length or vocabulary.max_length)
 
 
+def cell_fault(
+    input_ids: NDArray[np.integer], plan: PerturbationPlan, vocabulary: GeneVocabulary, max_length: int
+) -> str:
+    """Say why a cell cannot be perturbed at all; nothing where it can."""
+    ids = np.asarray(input_ids)
+    if len(ids) > max_length:
+        return f"{len(ids)} tokens, more than {max_length}, the model's input size"
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(vocabulary):
+        return f"token ids from {ids.min()} to {ids.max()}, of a vocabulary of {len(vocabulary)}"
+    if plan.perturbation != "delete" and _special_inside(gene_mask(vocabulary, ids)):
+        return "a special token between genes"
+    return ""
+
+
 def count_events(
-    sequences: Sequence[NDArray[np.integer]], plan: PerturbationPlan, vocabulary: GeneVocabulary
+    sequences: Iterable[NDArray[np.integer]], plan: PerturbationPlan, vocabulary: GeneVocabulary
 ) -> NDArray[np.int64]:
     """Count each cell's events without making them: int64, shape (cells,)."""
-    return np.array([len(cell_events(ids, plan, vocabulary)) for ids in sequences], dtype=np.int64)
+    counts = (plan.count(_held(ids, gene_mask(vocabulary, ids))) for ids in sequences)
+    return np.fromiter(counts, dtype=np.int64)
+
+
+def _held(ids: NDArray[np.integer], is_gene: NDArray[np.bool_]) -> Collection[int]:
+    """Give the genes of a cell in order, so that asking for one takes no search."""
+    return dict.fromkeys(ids[is_gene].tolist())
+
+
+def _special_inside(is_gene: NDArray[np.bool_]) -> bool:
+    inside = np.flatnonzero(is_gene)
+    return bool(len(inside)) and not is_gene[inside[0] : inside[-1] + 1].all()

@@ -12,7 +12,7 @@ import numpy as np
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -80,34 +80,51 @@ class PerturbationPlan:
         """Whether an event also exists in cells that lack its genes."""
         return self.perturbation == "overexpress" and self.anchor is None
 
-    def events(self, held: Collection[int]) -> tuple[list[tuple[int, ...]], int]:
+    def events(self, held: Collection[int], part: range | None = None) -> tuple[list[tuple[int, ...]], int]:
         """Give the genes of each event of a cell, the anchor first, and how many events it skips for lack of genes.
 
         Parameters
         ----------
         held
             The genes of the cell, in order.
+        part
+            The numbers of the events to give; by default all of them.
         """
+        events, number, wanted = self._events(held)
+        chosen = events if part is None else itertools.islice(events, part.start, part.stop)
+        return list(chosen), wanted - number
+
+    def count(self, held: Collection[int]) -> int:
+        """Count the events of a cell without making them."""
+        return self._events(held)[1]
+
+    def _events(self, held: Collection[int]) -> tuple[Iterator[tuple[int, ...]], int, int]:
+        """Give a cell's events one by one, how many they are, and how many they were if it lacked no gene."""
         front = () if self.anchor is None else (self.anchor,)
         if self.sets is not None:
             sets = [tuple(gene for gene in group if gene != self.anchor) for group in self.sets]
             wanted = [front + group for group in sets if group]
-            events = [group for group in wanted if self.inserts or all(gene in held for gene in group)]
-            return events, len(wanted) - len(events)
+            there = [group for group in wanted if self.inserts or all(gene in held for gene in group)]
+            return iter(there), len(there), len(wanted)
         listed = [gene for gene in (held if self.genes is None else self.genes) if gene != self.anchor]
         size = len(listed) if self.together else self.combine
         present = [gene for gene in listed if self.inserts or gene in held]
         if self.anchor is not None and self.anchor not in held:
             present = []
-        events = [front + group for group in itertools.combinations(present, size)] if size else []
-        return events, (math.comb(len(listed), size) if size else 0) - len(events)
+        if size == 0:
+            return iter(()), 0, 0
+        events = (front + group for group in itertools.combinations(present, size))
+        return events, math.comb(len(present), size), math.comb(len(listed), size)
 
 
 def genes_in_enough_cells(
-    sequences: Sequence[NDArray[np.integer]], vocabulary: GeneVocabulary, min_cells: int
+    sequences: Iterable[NDArray[np.integer]], vocabulary: GeneVocabulary, min_cells: int
 ) -> tuple[int, ...]:
-    """List the genes, as token ids, that at least `min_cells` of the cells hold."""
-    cells = np.bincount(np.concatenate([np.unique(ids) for ids in sequences]), minlength=len(vocabulary))
+    """List the genes, as token ids, that at least `min_cells` of the cells hold; the cells pass by one at a time."""
+    cells = np.zeros(len(vocabulary), dtype=np.int64)
+    for ids in sequences:
+        known = ids[(ids >= 0) & (ids < len(vocabulary))]  # a cell with others is set aside later, with the reason
+        cells[np.unique(known)] += 1
     cells[list(vocabulary.special_ids)] = 0
     enough = np.flatnonzero(cells >= max(1, min_cells))
     if len(enough) == 0:

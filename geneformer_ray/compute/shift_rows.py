@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from geneformer_ray.compute.event_names import join_genes, merge_codes, name_events
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,13 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ShiftRows", "read_shift_rows", "states_of"]
+__all__ = ["ShiftRows", "read_measured_rows", "read_shift_rows", "states_of"]
 
 COLUMNS = ("cell_id", "genes", "measure", "state", "value")
-JOINER = "+"
-# Between the genes of an event while it is one string: a vocabulary key may hold a "+", but no control
-# character.
-UNIT_SEPARATOR = "\x1f"
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,8 @@ class ShiftRows:
     genes, symbols
         Names of the G genes in sorted order, and their symbols; a set of genes is its keys, sorted, joined
         with "+".
+    members
+        The sorted keys of each gene's set: one, where a gene is perturbed alone.
     cells
         Ids of the C cells in sorted order.
     states
@@ -48,6 +47,7 @@ class ShiftRows:
 
     genes: tuple[str, ...]
     symbols: tuple[str, ...]
+    members: tuple[tuple[str, ...], ...]
     cells: tuple[str, ...]
     states: tuple[str, ...]
     gene_N: NDArray[np.int64]
@@ -97,7 +97,7 @@ def read_shift_rows(
     events, cells, state_codes, values = [], [], [], []
     for batch in dataset.to_batches(columns=list(COLUMNS), filter=wanted):
         cell, value = batch.column("cell_id"), batch.column("value")
-        event = _joined(batch.column("genes"), UNIT_SEPARATOR)  # null where a list holds a null
+        event = join_genes(batch.column("genes"))  # null where a list holds a null
         for name, column in (("cell_id", cell), ("genes", event), ("value", value)):
             if column.null_count:
                 raise InputError(name, "an empty value", "a value in every row of shifts")
@@ -109,15 +109,16 @@ def read_shift_rows(
         values.append(np.empty(0))
         state_codes.append(np.empty(0, dtype=np.int32))
 
-    event_names, event_N = _merge_codes(events)
-    gene_of_event, genes, gene_symbols = _name_events(event_names, symbols or {})
-    cell_names, cell_N = _merge_codes(cells)
+    event_names, event_N = merge_codes(events)
+    named = name_events(event_names, symbols or {})
+    genes = named.names
+    cell_names, cell_N = merge_codes(cells)
     cell_order, cell_ids = pd.factorize(cell_names, sort=True)
     value_N = np.concatenate(values)
     if not np.isfinite(value_N).all():
         raise InputError("value", "a number that is not finite", "finite numbers in shifts")
     state_N = np.concatenate(state_codes).astype(np.int64)
-    gene_N, cell_N = gene_of_event[event_N], cell_order.astype(np.int64)[cell_N]
+    gene_N, cell_N = named.code_E[event_N], cell_order.astype(np.int64)[cell_N]
 
     # One integer a row carries state, gene and cell: its order is the rows', equal neighbours occur twice.
     key_N = (state_N * len(genes) + gene_N) * len(cell_ids) + cell_N
@@ -131,7 +132,8 @@ def read_shift_rows(
         raise InputError("shifts", got, "one screen: one row for each cell, genes and state")
     return ShiftRows(
         genes=genes,
-        symbols=gene_symbols,
+        symbols=named.symbols,
+        members=named.members,
         cells=tuple(cell_ids),
         states=tuple(states),
         gene_N=gene_N[order_N],
@@ -141,6 +143,26 @@ def read_shift_rows(
     )
 
 
+def read_measured_rows(
+    shifts: pa.Table | ds.Dataset, state: str | None, symbols: Mapping[str, str] | None = None, field: str = "shifts"
+) -> ShiftRows:
+    """Read the shifts to one state, or the similarities of a screen without states where `state` is None.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_shift_rows`; or there is no such row, with `field` for its name.
+    """
+    measure = "similarity" if state is None else "shift"
+    rows = read_shift_rows(shifts, measure=measure, states=["" if state is None else state], symbols=symbols)
+    if not rows.value_N.size:
+        states = states_of(shifts)
+        found = f"shifts to {', '.join(states)}" if states else "no shifts to states"
+        takes = "a table with similarities" if state is None else f"a table with shifts to {state!r}"
+        raise InputError(field, f"a table with {found}", takes)
+    return rows
+
+
 def states_of(shifts: pa.Table | ds.Dataset, measure: str = "shift") -> list[str]:
     """List the states that a table has rows of a measure for, sorted."""
     dataset = ds.dataset(shifts) if isinstance(shifts, pa.Table) else shifts
@@ -148,40 +170,3 @@ def states_of(shifts: pa.Table | ds.Dataset, measure: str = "shift") -> list[str
     for batch in dataset.to_batches(columns=["state"], filter=ds.field("measure") == measure):
         found.update(state for state in batch.column("state").unique().to_pylist() if state is not None)
     return sorted(found)
-
-
-def _joined(lists: Any, separator: str) -> Any:
-    # The stubs allow for a scalar here; an array of lists gives an array of strings.
-    return pc.binary_join(lists, separator)
-
-
-def _merge_codes(chunks: list[Any]) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
-    """Give the names and the codes of dictionaries that each batch has encoded on its own."""
-    if not chunks:
-        return np.empty(0, dtype=object), np.empty(0, dtype=np.int64)
-    encoded: list[Any] = pa.chunked_array(chunks).unify_dictionaries().chunks
-    names = encoded[0].dictionary.to_numpy(zero_copy_only=False)
-    return names, np.concatenate([chunk.indices.to_numpy() for chunk in encoded]).astype(np.int64)
-
-
-def _name_events(
-    events: NDArray[np.object_], symbols: Mapping[str, str]
-) -> tuple[NDArray[np.int64], tuple[str, ...], tuple[str, ...]]:
-    """Give each distinct event its gene's code, and the genes' names and symbols.
-
-    A screen may list an event's genes in each cell's own order; as a set they are one perturbation: sorted.
-    """
-    lists = pc.split_pattern(pa.array(events, pa.string()), pattern=UNIT_SEPARATOR)
-    keys = pd.DataFrame({"event": pc.list_parent_indices(lists), "key": lists.flatten().to_pandas()})
-    keys = keys.sort_values(["event", "key"], kind="stable")
-    keys["symbol"] = [symbols.get(key, key) for key in keys["key"]]
-    name_E, symbol_E = (
-        _joined(
-            pa.ListArray.from_arrays(lists.offsets, pa.array(keys[column].to_numpy(object), pa.string())),
-            JOINER,
-        )
-        for column in ("key", "symbol")
-    )
-    codes, names = pd.factorize(name_E.to_numpy(zero_copy_only=False), sort=True)
-    first = np.unique(codes, return_index=True)[1]
-    return codes.astype(np.int64), tuple(names), tuple(symbol_E.take(first).to_pylist())

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from geneformer_ray.compute.reading import Reading
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["CellShifts", "shift_cell", "shift_cells"]
+__all__ = ["EVENTS_THAT_SHARE", "SHARING_LENGTH", "CellShifts", "shift_cell", "shift_cells"]
 
 # From this length on it pays to compute the first layer of several events together, up to so many.
 SHARING_LENGTH = 256
@@ -62,6 +62,12 @@ class CellShifts:
     def __len__(self) -> int:
         return len(self.genes)
 
+    def not_finite(self) -> int:
+        """Count the events with a value that is not a finite number."""
+        genes_finite = [bool(np.isfinite(values).all()) for values in self.gene_values or ()]
+        finite_E = np.logical_and(np.isfinite(self.values_ES).all(axis=1), genes_finite or True)
+        return int((~finite_E).sum())
+
 
 def shift_cell(
     encoder: Encoder,
@@ -86,6 +92,7 @@ def shift_cells(
     *,
     budget: TokenBudget | None = None,
     most_events: int | None = None,
+    parts: Sequence[range | None] | None = None,
 ) -> list[CellShifts]:
     """Perturb cells and measure every event; small cells share a batch.
 
@@ -101,6 +108,8 @@ def shift_cells(
         How many tokens make a batch; by default as many as the free memory holds. Halved where it is too much.
     most_events
         Measure no more than so many of each cell's events, spread over all of them; None measures all.
+    parts
+        The numbers of the events to measure of each cell, None for all: how a large cell is shared among workers.
 
     Returns
     -------
@@ -114,7 +123,10 @@ def shift_cells(
     """
     check_embedding(reading.embedding, vocabulary)
     budget = budget or TokenBudget.of_free_memory(encoder.execution, encoder.config)
-    made = [cell_events(ids, plan, vocabulary, encoder.max_length) for ids in sequences]
+    made = [
+        cell_events(ids, plan, vocabulary, encoder.max_length, part)
+        for ids, part in zip(sequences, parts or [None] * len(sequences), strict=True)
+    ]
     cells = [_CellInWork(events.sample(most_events), reading) for events in made]
     waiting: list[tuple[_CellInWork, EventBatch]] = []
     tokens = 0

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from geneformer_ray.compute.bootstrap import bootstrap_effect_interval
+from geneformer_ray.compute.bootstrap import bootstrap_effect_interval, group_codes, resampling_units
+from geneformer_ray.compute.rank_tests import benjamini_hochberg, mean_per_gene, rank_sum_against_pool
 from geneformer_ray.compute.shift_rows import read_shift_rows, states_of
 from geneformer_ray.errors import InputError
 
@@ -28,11 +28,7 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     CodeArray = NDArray[np.int64]
 
-__all__ = [
-    "benjamini_hochberg",
-    "goal_shift_table",
-    "rank_sum_against_pool",
-]
+__all__ = ["goal_shift_table", "sign_consistency"]
 
 
 def goal_shift_table(
@@ -85,8 +81,8 @@ def goal_shift_table(
     One row a gene that has values for the goal. Columns: `gene` (for events of several genes: their keys,
     sorted, joined with "+"), `symbol`, then `shift_to_STATE` (mean), `p_STATE`, `fdr_STATE` for goal, start
     and each alternative, then `effect`, `ci_low`, `ci_high` (95 % percentile interval), `cells` (with a value
-    for the goal), `significant`. Significant rows come first, then by shift to goal, highest first, then by
-    FDR.
+    for the goal), `significant`, and with groups `sign_consistency` and `groups` (see :func:`sign_consistency`).
+    Significant rows come first, then by shift to goal, highest first, then by FDR.
 
     Raises
     ------
@@ -126,7 +122,7 @@ def goal_shift_table(
         of_state = data.state_N == code
         value, gene = data.value_N[of_state], data.gene_N[of_state]
         p_G = rank_sum_against_pool(value, gene, n_genes)
-        columns[f"shift_to_{state}"] = _mean_per_gene(value, gene, n_genes)
+        columns[f"shift_to_{state}"] = mean_per_gene(value, gene, n_genes)
         columns[f"p_{state}"] = p_G
         columns[f"fdr_{state}"] = benjamini_hochberg(p_G)
 
@@ -135,11 +131,14 @@ def goal_shift_table(
     spread = float(value.std())
     mean_G = cast("FloatArray", columns[f"shift_to_{goal}"])
     columns["effect"] = (mean_G - value.mean()) / spread if spread > 0 else np.full(n_genes, np.nan)
-    unit = cell if groups is None else _group_codes(data.cells, groups)[cell]
+    unit = resampling_units(data.cells, groups)[cell]
     columns["ci_low"], columns["ci_high"] = bootstrap_effect_interval(value, gene, unit, n_genes, bootstrap, seed)
     columns["cells"] = np.bincount(gene, minlength=n_genes)
     # A NaN compares as False: a gene without a test is not significant.
     columns["significant"] = cast("FloatArray", columns[f"fdr_{goal}"]) < fdr_level
+    if groups is not None:
+        group = group_codes(data.cells, groups)[cell]
+        columns["sign_consistency"], columns["groups"] = sign_consistency(value, gene, group, n_genes)
 
     table = pd.DataFrame(columns)
     table = table[table["cells"] > 0]
@@ -148,61 +147,30 @@ def goal_shift_table(
     return table.sort_values(order, ascending=[False, False, True, True]).reset_index(drop=True)
 
 
-def rank_sum_against_pool(value_N: FloatArray, gene_N: CodeArray, n_genes: int) -> FloatArray:
-    """Test each gene's values against the pool of all values, for all genes with one sort.
+def sign_consistency(
+    value_N: FloatArray, gene_N: CodeArray, group_N: CodeArray, n_genes: int
+) -> tuple[FloatArray, CodeArray]:
+    """Say in which share of the groups each gene's mean has the sign that it has over all cells.
 
     Parameters
     ----------
-    value_N
-        Values, shape (N,).
-    gene_N
-        Code of the gene of each value, shape (N,), from 0 to n_genes - 1.
+    value_N, gene_N, group_N
+        Values, and the codes of their gene and group, each of shape (N,).
     n_genes
         Number of genes, G.
 
     Returns
     -------
-    p-values, shape (G,): what `scipy.stats.ranksums(value_N, values of the gene)` gives, i.e. the two-sided
-    normal approximation with average ranks and without a correction for ties or continuity. NaN for a gene
-    without values.
-
-    Notes
-    -----
-    With n values in the pool and m of the gene, a value's average rank among all n + m is its average rank in
-    the pool minus 1/2, plus its average rank among the m; the latter sum to m(m + 1)/2, whatever the ties. So
-    the Mann-Whitney statistic U is the sum of (rank in the pool - 1/2) over the gene's values, its mean is
-    nm/2 and its variance nm(n + m + 1)/12.
+    The share, shape (G,), NaN where the mean over all cells is zero or there are no values; and the number of groups
+    that have values of the gene, shape (G,).
     """
-    n = value_N.size
-    rank_N = np.asarray(stats.rankdata(value_N), dtype=np.float64)
-    m_G = np.bincount(gene_N, minlength=n_genes).astype(np.float64)
-    u_G = np.bincount(gene_N, weights=rank_N - 0.5, minlength=n_genes)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        z_G = (u_G - n * m_G / 2) / np.sqrt(n * m_G * (n + m_G + 1) / 12)
-    return np.asarray(2 * stats.norm.sf(np.abs(z_G)), dtype=np.float64)
-
-
-def benjamini_hochberg(p_G: FloatArray) -> FloatArray:
-    """Adjust p-values for the false discovery rate (Benjamini and Hochberg 1995); NaN stays NaN."""
-    fdr_G = np.full(p_G.shape, np.nan)
-    tested = ~np.isnan(p_G)
-    if tested.any():
-        fdr_G[tested] = stats.false_discovery_control(p_G[tested], method="bh")
-    return fdr_G
-
-
-def _mean_per_gene(value_N: FloatArray, gene_N: CodeArray, n_genes: int) -> FloatArray:
+    n_groups = int(group_N.max()) + 1 if group_N.size else 0
+    pair_N = gene_N * n_groups + group_N
+    pair_P, code_N = np.unique(pair_N, return_inverse=True)  # the pairs that occur: groups may be many
+    gene_P = pair_P // max(n_groups, 1)
+    groups_G = np.bincount(gene_P, minlength=n_genes)
+    sign_G = np.sign(mean_per_gene(value_N, gene_N, n_genes))
+    alike_P = np.sign(mean_per_gene(value_N, code_N, pair_P.size)) == sign_G[gene_P]
     with np.errstate(invalid="ignore"):
-        return np.asarray(
-            np.bincount(gene_N, weights=value_N, minlength=n_genes) / np.bincount(gene_N, minlength=n_genes)
-        )
-
-
-def _group_codes(cells: tuple[str, ...], groups: Mapping[str, str]) -> CodeArray:
-    """Code of each cell's group, in the groups' sorted order."""
-    missing = [cell for cell in cells if cell not in groups]
-    if missing:
-        got = f"no group for {len(missing)} cells, such as {missing[0]}"
-        raise InputError("groups", got, "a group for every cell")
-    codes, _ = pd.factorize(pd.Series([groups[cell] for cell in cells], dtype=object), sort=True)
-    return codes.astype(np.int64)
+        share_G = np.bincount(gene_P, weights=alike_P, minlength=n_genes) / groups_G
+    return np.where(sign_G == 0, np.nan, share_G), groups_G

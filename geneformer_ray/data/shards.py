@@ -11,9 +11,9 @@ from geneformer_ray.data import storage
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["VOCABULARY_KEY", "finished_items", "mark_finished", "write_shard"]
+__all__ = ["VOCABULARY_KEY", "each_finished", "finished_items", "mark_finished", "write_shard"]
 
 # Where a table's schema says which vocabulary its genes and tokens belong to.
 VOCABULARY_KEY = b"vocabulary_digest"
@@ -27,8 +27,8 @@ def write_shard(
 
     An empty table name stands for the output itself.
 
-    The file is made in memory and written in one go, so that a killed worker hardly ever leaves half of one; a half one
-    is not vouched for, and is replaced when the run is resumed. `vocabulary` is the digest that the table carries;
+    The file is made in memory and appears whole or not at all (see :func:`storage.write_bytes`); until the item is
+    vouched for it is replaced when the run is resumed. `vocabulary` is the digest that the table carries;
     `encoding` goes to :func:`pyarrow.parquet.write_table`.
     """
     if vocabulary is not None:
@@ -48,11 +48,14 @@ def mark_finished(output: str, number: int, counts: Mapping[str, Any]) -> dict[s
 
 def finished_items(output: str) -> dict[int, dict[str, Any]]:
     """Give what earlier runs finished: item number -> its counts."""
-    found = {}
+    return {int(content["item"]): content for content in each_finished(output)}
+
+
+def each_finished(output: str) -> Iterator[dict[str, Any]]:
+    """Give the counts of each item that earlier runs finished, one at a time."""
     for file in storage.list_files(storage.join(output, PROGRESS), ".json"):
         try:
             content = storage.read_json(file)
         except InputError:
             continue  # half written when the worker was killed: the item is done again
-        found[int(content["item"])] = content
-    return found
+        yield content

@@ -1,7 +1,7 @@
 """Where files lie: local paths and pyarrow filesystem URIs (s3://, gs://) through one small door.
 
 Workers of a cluster share nothing but these paths. No commit relies on a rename, which object stores do not have:
-a file counts once something written after it says so.
+an output counts once something written after it says so.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import secrets
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ __all__ = [
 
 # Names that begin with an underscore are passed over by readers of Parquet directories.
 MANIFEST = "_manifest.json"
+# How names of local files end until these are whole.
+UNFINISHED = ".part"
 
 
 def is_uri(path: str) -> bool:
@@ -120,11 +123,26 @@ def read_bytes(path: str) -> bytes:
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Write a whole file, making the directories above it."""
+    """Write a file, whole or not at all, making the directories above it.
+
+    An object store shows nothing before it has all. A local file is written beside its place and moved there: what is
+    left of a killed process has a name that readers of directories pass over.
+    """
     filesystem, inside = locate(path)
     filesystem.create_dir(posixpath.dirname(inside), recursive=True)
-    with filesystem.open_output_stream(inside) as stream:
-        stream.write(content)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        with filesystem.open_output_stream(inside) as stream:
+            stream.write(content)
+        return
+    folder, name = os.path.split(inside)
+    # Two attempts at one item may write at once: a worker that outlives its driver, and the resumed run's.
+    beside = Path(folder, f".{name}.{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        beside.write_bytes(content)
+        beside.replace(inside)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: str, field: str = "path") -> Any:
@@ -213,6 +231,9 @@ def claim_output(
             filesystem.delete_dir_contents(inside)
         elif content:
             _refuse_unless_same(path, plan, resume=resume)
+            if isinstance(filesystem, fs.LocalFileSystem):
+                for left in Path(inside).rglob(f".*{UNFINISHED}"):
+                    left.unlink(missing_ok=True)  # of a killed process
             return True
     try:
         filesystem.create_dir(inside, recursive=True)

@@ -21,10 +21,29 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["EmbedWorker", "embed_states", "merge_gene_sums", "row_items", "states_of_output"]
+    from geneformer_ray.data.vocabulary import GeneVocabulary
+
+__all__ = [
+    "EmbedWorker",
+    "cells_per_item",
+    "discard_gene_sums",
+    "embed_states",
+    "embedded_blocks",
+    "merge_gene_sums",
+    "row_items",
+    "states_of_output",
+]
 
 # Cells of one item: many enough that starting it costs nothing beside it.
 CELLS_PER_ITEM = 256
+# Sums of gene embeddings take as much space for few cells as for many, a vector for each gene: so many shards at most.
+GENE_SUM_SHARDS = 256
+GENE_SUMS = "gene_sums"
+
+
+def cells_per_item(cells: int, embedding: str) -> int:
+    """Say how many cells an item has."""
+    return max(CELLS_PER_ITEM, -(-cells // GENE_SUM_SHARDS)) if embedding == "gene" else CELLS_PER_ITEM
 
 
 def row_items(rows: NDArray[np.integer], cells_per_item: int = CELLS_PER_ITEM) -> list[dict[str, Any]]:
@@ -82,7 +101,7 @@ class EmbedWorker:
         there = np.flatnonzero(cells)
         lists = pa.FixedSizeListArray.from_arrays(pa.array(sums[there].ravel()), sums.shape[1])
         table = pa.table({"token": there, "cells": cells[there], "sum": lists})
-        write_shard(self.output, "gene_sums", number, table)
+        write_shard(self.output, GENE_SUMS, number, table)
         return mark_finished(self.output, number, {"cells": len(sequences)})
 
 
@@ -119,56 +138,63 @@ def embed_states(
     )
 
 
-def states_of_output(output: str, cell_ids: NDArray[Any], states: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+def embedded_blocks(output: str) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Read the cell embeddings that a finished run wrote, a shard at a time.
+
+    Yields
+    ------
+    tuple of slice and array
+        Which of the run's cells, in the order of its rows, and their embeddings, float32 of shape (cells, width).
+    """
+    start = 0
+    for file in storage.list_files(storage.join(output, "embeddings"), ".parquet"):
+        filesystem, inside = storage.locate(file)
+        column = pq.read_table(inside, filesystem=filesystem, columns=["embedding"])["embedding"]
+        values = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
+        yield slice(start, start + len(values)), values
+        start += len(values)
+
+
+def states_of_output(output: str, states: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
     """Average the embeddings that a finished run wrote, by state; float32 of shape (width,) a state.
 
     Parameters
     ----------
     output
         The run's output.
-    cell_ids, states
-        Of the table's cells, shape (cells,). A cell without a state belongs to none.
+    states
+        Of the cells that it embedded, in its order, shape (cells,). A cell without a state belongs to none.
     """
-    state_of = dict(zip(cell_ids.tolist(), states, strict=True))
-
-    def parts() -> Iterator[dict[str, tuple[int, NDArray[np.float64]]]]:
-        for file in storage.list_files(storage.join(output, "embeddings"), ".parquet"):
-            filesystem, inside = storage.locate(file)
-            table = pq.read_table(inside, filesystem=filesystem)
-            values = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-            there = np.array([state_of[cell_id] for cell_id in table["cell_id"].to_pylist()], dtype=object)
-            yield sum_by_state(values, there)
-
-    return state_embeddings(parts())
+    return state_embeddings(sum_by_state(values, states[part]) for part, values in embedded_blocks(output))
 
 
-def merge_gene_sums(output: str, names: list[str], vocabulary: str) -> int:
+def merge_gene_sums(output: str, vocabulary: GeneVocabulary) -> int:
     """Turn the shards' sums into ``OUTPUT/embeddings``: gene, cells, embedding; give the number of genes.
 
-    Parameters
-    ----------
-    output
-        The run's output.
-    names, vocabulary
-        The vocabulary's names by token, and its digest.
+    The sums stay: were some of them gone when a job is broken off, the rest would be taken for all.
     """
     sums: NDArray[np.float64] | None = None
-    cells = np.zeros(len(names), dtype=np.int64)
-    for file in storage.list_files(storage.join(output, "gene_sums"), ".parquet"):
+    cells = np.zeros(len(vocabulary), dtype=np.int64)
+    for file in storage.list_files(storage.join(output, GENE_SUMS), ".parquet"):
         filesystem, inside = storage.locate(file)
         table = pq.read_table(inside, filesystem=filesystem)
         tokens = table["token"].to_numpy()
         values = table["sum"].combine_chunks().flatten().to_numpy().reshape(len(tokens), -1)
-        sums = np.zeros((len(names), values.shape[1])) if sums is None else sums
+        sums = np.zeros((len(vocabulary), values.shape[1])) if sums is None else sums
         sums[tokens] += values
         cells[tokens] += table["cells"].to_numpy()
     if sums is None:
         return 0
+    cells[list(vocabulary.special_ids)] = 0  # no genes
     there = np.flatnonzero(cells)
     means = (sums[there] / cells[there, None]).astype(np.float32)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(means.ravel()), means.shape[1])
+    names = vocabulary.names
     table = pa.table({"gene": [names[token] for token in there], "cells": cells[there], "embedding": lists})
-    write_shard(output, "embeddings", 0, table, vocabulary=vocabulary)
-    filesystem, inside = storage.locate(storage.join(output, "gene_sums"))
-    filesystem.delete_dir(inside)
+    write_shard(output, "embeddings", 0, table, vocabulary=vocabulary.digest)
     return len(there)
+
+
+def discard_gene_sums(output: str) -> None:
+    """Delete what :func:`merge_gene_sums` read; not before the output is finished."""
+    storage.remove(storage.join(output, GENE_SUMS))

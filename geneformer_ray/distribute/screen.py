@@ -1,45 +1,55 @@
-"""A perturbation screen over a pool of actors: which cells and events, in which pieces, into which tables."""
+"""A perturbation screen over a pool of actors: its items, what came of them, and when too many cells were set aside."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow.dataset as ds
-import torch
-
-from geneformer_ray.compute.cell_events import count_events
-from geneformer_ray.compute.gene_shift_summary import BUCKETS, pair_sums, summary_of_bucket
-from geneformer_ray.compute.perturbation import PerturbationPlan
-from geneformer_ray.compute.precision_check import compare_precision, merge_precision
-from geneformer_ray.compute.reading import Reading
-from geneformer_ray.compute.shift_tables import cell_shift_rows, gene_shift_rows
-from geneformer_ray.compute.shifts import shift_cells
-from geneformer_ray.compute.token_budget import TokenBudget
+from geneformer_ray.compute.gene_shift_summary import BUCKETS
+from geneformer_ray.compute.precision_check import merge_precision
 from geneformer_ray.data import storage
-from geneformer_ray.data.cells import CellTable
-from geneformer_ray.data.shards import finished_items, mark_finished, write_shard
+from geneformer_ray.data.shards import each_finished
 from geneformer_ray.distribute.fan_out import Pool, fan_out
-from geneformer_ray.distribute.worker_model import open_runner
+from geneformer_ray.distribute.screen_worker import (
+    CELL_SHIFTS,
+    GENE_SHIFTS,
+    GENE_SUMMARY,
+    PAIR_SUMS,
+    REJECTS,
+    ScreenWorker,
+    SummaryWorker,
+)
+from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
+    from geneformer_ray.compute.perturbation import PerturbationPlan
+    from geneformer_ray.compute.reading import Reading
     from geneformer_ray.data.vocabulary import GeneVocabulary
+    from geneformer_ray.distribute.screen_items import ScreenItems
 
-__all__ = ["Screen", "ScreenWorker", "SummaryWorker", "screen_items"]
+__all__ = ["Screen", "check_share"]
 
-# Tokens of all perturbed sequences of one item: a bound on its work. A cell of 1,024 genes is an item of its own.
-TOKENS_PER_ITEM = 2**20
-# From each of so many items one cell is computed in float32 too, where a screen runs in lower precision.
-ITEMS_TO_COMPARE = 4
-GENE_SHIFTS, GENE_SUMMARY, PAIR_SUMS = "gene_shifts", "gene_shifts_summary", "_pair_sums"
-# Sums lie sorted by bucket: a small group of rows is read without its neighbours.
-ROWS_OF_A_GROUP = 2**16
+COUNTED = ("events", "rows", "gene_rows", "events_skipped", "events_without_a_gene_to_compare", "events_rejected")
+
+
+@dataclass
+class _Totals:
+    """What all finished items came to."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    precision: list[dict[str, float]] = field(default_factory=list)
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    def add(self, item: dict[str, Any]) -> int:
+        """Add what one item came to; give how many events it is done with."""
+        self.counts.update({name: item[name] for name in COUNTED})
+        self.precision += [item["precision"]] if item["precision"] else []
+        # By row: the parts of one cell are one cell.
+        self.rejected |= item["rejected"]
+        return sum(item[name] for name in ("events", "events_without_a_gene_to_compare", "events_rejected"))
 
 
 @dataclass(frozen=True)
@@ -50,10 +60,8 @@ class Screen:
     ----------
     cells
         The table's path.
-    rows
-        The row numbers of the cells to perturb, shape (cells,).
-    sequences
-        Their token ids, as the model takes them.
+    items
+        What there is to do.
     runner
         Options of :func:`open_runner`.
     plan, reading
@@ -62,30 +70,28 @@ class Screen:
         The output directory.
     gene_rows, gene_summary
         What is kept of gene shifts: every one, and count, mean and deviation a pair.
+    max_rejected
+        The share of cells above which the run fails.
     """
 
     cells: str
-    rows: NDArray[np.int64]
-    sequences: Sequence[NDArray[np.int32]]
+    items: ScreenItems
     runner: dict[str, Any]
     plan: PerturbationPlan
     reading: Reading
     output: str
     gene_rows: bool = False
     gene_summary: bool = False
+    max_rejected: float = 1.0
 
     @property
     def tables(self) -> list[str]:
         """The names of the tables that it writes."""
         gene_tables = {GENE_SHIFTS: self.gene_rows, GENE_SUMMARY: self.gene_summary}
-        return ["cell_shifts", *(name for name, wanted in gene_tables.items() if wanted)]
+        return [CELL_SHIFTS, *(name for name, wanted in gene_tables.items() if wanted)]
 
     def run(self, pool: Pool, vocabulary: GeneVocabulary) -> dict[str, Any]:
         """Do every item that no earlier run finished; give the counts of all."""
-        events = count_events(self.sequences, self.plan, vocabulary)
-        lengths = np.array([len(ids) for ids in self.sequences])
-        done = finished_items(self.output)
-        todo = [item for item in screen_items(self.rows, events, lengths) if item["item"] not in done]
         reading = {
             **asdict(self.reading),
             "states": {state: vector.tolist() for state, vector in self.reading.states.items()},
@@ -98,21 +104,38 @@ class Screen:
             "output": self.output,
             "tables": self.tables,
         }
-        with Progress("screen", int(events.sum()), "events") as progress:
-            progress.advance(sum(counts["events"] for counts in done.values()))
+        totals, done, events_done = _Totals(), set(), 0
+        for counts in each_finished(self.output):
+            done.add(counts["item"])
+            events_done += totals.add(counts)
+        self._check_rejected(totals)
+        todo = (item for item in self.items if item["item"] not in done)
+        with Progress("screen", int(self.items.counts.events.sum()), "events", done=events_done) as progress:
             for counts in fan_out(ScreenWorker, options, todo, pool):
-                done[counts["item"]] = counts
-                progress.advance(counts["events"])
+                progress.advance(totals.add(counts))
+                self._check_rejected(totals)
         if self.gene_summary:
             self._summarise(vocabulary)
-        counted = ("events", "rows", "gene_rows", "events_skipped", "events_without_a_gene_to_compare")
-        precision = merge_precision(counts["precision"] for counts in done.values() if counts["precision"])
+        return self._summary(totals)
+
+    def _summary(self, totals: _Totals) -> dict[str, Any]:
+        cells, rejected = len(self.items.rows), len(totals.rejected)
+        precision = merge_precision(totals.precision)
         return {
-            "cells": len(self.rows),
-            **{name: sum(counts[name] for counts in done.values()) for name in counted},
-            "cells_without_events": int((events == 0).sum()),
+            "cells": cells,
+            **{name: totals.counts[name] for name in COUNTED},
+            "cells_without_events": int((self.items.counts.events == 0).sum()) - self.items.counts.unfit,
+            "rejected": rejected,
+            "share_rejected": round(rejected / cells, 6),
             **({"precision_error": precision} if precision else {}),
         }
+
+    def _check_rejected(self, totals: _Totals) -> None:
+        if totals.rejected:
+            row, reason = next(iter(totals.rejected.items()))
+            why = f"row {row}: {reason}"
+            then = f"{self.output} keeps what is done, {REJECTS} the reasons; the same command with more goes on"
+            check_share(len(totals.rejected), len(self.items.rows), self.max_rejected, why, then)
 
     def _summarise(self, vocabulary: GeneVocabulary) -> None:
         """Merge the items' sums, bucket by bucket over the cluster."""
@@ -127,127 +150,15 @@ class Screen:
         storage.remove(storage.join(self.output, PAIR_SUMS))
 
 
-def screen_items(
-    rows: NDArray[np.int64], events: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> list[dict[str, Any]]:
-    """Cut cells into items of bounded work, in row order: a pure function of the cells and the plan.
+def check_share(rejected: int, cells: int, most: float, why: str, then: str) -> None:
+    """Fail a run that sets too many of its cells aside.
 
-    Parameters
-    ----------
-    rows, events, lengths
-        Row number, number of events and of tokens of each cell, shape (cells,).
+    Raises
+    ------
+    InputError
+        With the first reason, and what can be done `then`.
     """
-    items: list[dict[str, Any]] = []
-    current: list[int] = []
-    tokens = 0
-    for row, cost in zip(rows.tolist(), (events * lengths).tolist(), strict=True):
-        if current and tokens + cost > TOKENS_PER_ITEM:
-            items.append({"item": len(items), "rows": current})
-            current, tokens = [], 0
-        current.append(row)
-        tokens += cost
-    if current:
-        items.append({"item": len(items), "rows": current})
-    for i in range(min(ITEMS_TO_COMPARE, len(items))):
-        items[i * len(items) // ITEMS_TO_COMPARE]["compare"] = True
-    return items
-
-
-class ScreenWorker:
-    """Screens cells of a table.
-
-    Parameters
-    ----------
-    cells
-        The table's path.
-    runner
-        Options of :func:`open_runner`.
-    plan
-        Fields of :class:`PerturbationPlan`.
-    reading
-        Fields of :class:`Reading`, states as lists of floats.
-    output
-        The output directory.
-    tables
-        The tables to write.
-    """
-
-    def __init__(
-        self,
-        cells: str,
-        runner: dict[str, Any],
-        plan: dict[str, Any],
-        reading: dict[str, Any],
-        output: str,
-        tables: Sequence[str],
-    ) -> None:
-        self.table = CellTable(cells)
-        self.runner = open_runner(runner)
-        self.plan = PerturbationPlan(**plan)
-        states = {state: np.array(vector, dtype=np.float32) for state, vector in reading["states"].items()}
-        self.reading = Reading(**{**reading, "states": states})
-        self.output, self.tables = output, tables
-        self.names = np.array(self.runner.vocabulary.names, dtype=object)
-        # Of this worker: what one item found too much is not tried again by the next.
-        self.budget = TokenBudget.of_free_memory(self.runner.encoder.execution, self.runner.encoder.config)
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Screen one item's cells and write its shards."""
-        cells = self.table.read(np.array(item["rows"]))
-        sequences = self.runner.sequences(cells.input_ids, self.table.vocabulary_digest)
-        encoder, vocabulary = self.runner.encoder, self.runner.vocabulary
-        shifts = shift_cells(encoder, sequences, self.plan, self.reading, vocabulary, budget=self.budget)
-        precision = None
-        if item.get("compare") and encoder.execution.dtype != torch.float32:
-            exact = self.runner.exact_encoder()
-            precision = compare_precision(encoder, exact, sequences[:1], self.plan, self.reading, vocabulary)
-        rows = cell_shift_rows(cells.cell_ids, shifts, list(self.reading.states), self.names)
-        digest = vocabulary.digest
-        write_shard(self.output, "cell_shifts", item["item"], rows, vocabulary=digest)
-        gene_rows = 0
-        if GENE_SUMMARY in self.tables:
-            sums = pair_sums(shifts)
-            write_shard(self.output, PAIR_SUMS, item["item"], sums, vocabulary=digest, row_group_size=ROWS_OF_A_GROUP)
-        if GENE_SHIFTS in self.tables:
-            table = gene_shift_rows(cells.cell_ids, shifts, self.names)
-            write_shard(self.output, GENE_SHIFTS, item["item"], table, vocabulary=digest)
-            gene_rows = table.num_rows
-        counts = {
-            "events": sum(map(len, shifts)),
-            "events_skipped": sum(cell.skipped for cell in shifts),
-            "events_without_a_gene_to_compare": sum(cell.empty for cell in shifts),
-            "rows": rows.num_rows,
-            "gene_rows": gene_rows,
-            "cells": len(shifts),
-            "precision": precision,
-        }
-        return mark_finished(self.output, item["item"], counts)
-
-
-class SummaryWorker:
-    """Merges the gene shifts of one bucket of events.
-
-    Parameters
-    ----------
-    names, vocabulary
-        Token names by id, and the vocabulary's digest.
-    output
-        The screen's output directory.
-    """
-
-    def __init__(self, names: Sequence[str], vocabulary: str, output: str) -> None:
-        self.names = np.array(names, dtype=object)
-        self.vocabulary, self.output = vocabulary, output
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Merge one bucket, item by item in their order, and write its shard."""
-        files = storage.list_files(storage.join(self.output, PAIR_SUMS), ".parquet")
-        tables = (
-            ds.dataset(inside, filesystem=filesystem, format="parquet").to_table(
-                filter=ds.field("bucket") == item["bucket"]
-            )
-            for filesystem, inside in map(storage.locate, files)
-        )
-        table = summary_of_bucket(tables, self.names)
-        write_shard(self.output, GENE_SUMMARY, item["bucket"], table, vocabulary=self.vocabulary)
-        return item
+    if rejected > most * cells:
+        got = f"{most:g}, and {rejected:,} of {cells:,} cells set aside ({why})"
+        needed = math.ceil(1e6 * rejected / cells) / 1e6
+        raise InputError("--max-rejected", got, f"a share of at least {needed:g} for these cells; {then}")

@@ -7,13 +7,18 @@ is read as TeX mathematics.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from geneformer_ray.errors import InputError
+
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 __all__ = [
@@ -40,6 +45,8 @@ __all__ = [
     "legend_above",
     "legend_beside",
     "new_figure",
+    "require",
+    "shortened",
 ]
 
 # Okabe and Ito's palette, told apart with the common colour vision deficiencies; its yellow, darkened for
@@ -112,3 +119,31 @@ def legend_above(axes: Axes, handles: list[Any] | None) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)
     _title(axes, axes.get_title(loc="left"), pad=34)
+
+
+def shortened(name: object, at_most: int = 26) -> str:
+    """Make a name fit a figure: the middle of a long one is left out, for names of gene sets differ at their ends.
+
+    Characters that the font has no sign for, and line breaks, are replaced; tables hold the name as it is.
+    """
+    text = " ".join(str(name).split())
+    drawn = "".join(sign if ord(sign) in _signs() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    if len(drawn) <= at_most:
+        return drawn
+    behind = (at_most - 1) // 2
+    return f"{drawn[: at_most - 1 - behind]}\N{HORIZONTAL ELLIPSIS}{drawn[-behind:]}"
+
+
+@cache
+def _signs() -> frozenset[int]:
+    """Give the code points that the font of all figures can draw."""
+    return frozenset(font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap())
+
+
+def require(table: pd.DataFrame, *columns: str) -> None:
+    """Check that a table has rows, and these columns."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise InputError("table", f"no column {', '.join(missing)}", f"the columns {', '.join(columns)}")
+    if table.empty:
+        raise InputError("table", "no rows", "one row or more")

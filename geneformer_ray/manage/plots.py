@@ -15,7 +15,6 @@ from geneformer_ray.errors import InputError
 from geneformer_ray.manage.figure_style import (
     BLUE,
     CYCLE,
-    FAINT,
     GREY,
     INK,
     LABEL,
@@ -24,13 +23,12 @@ from geneformer_ray.manage.figure_style import (
     NOTE,
     PALE,
     TICK,
-    VERMILLION,
     dress,
     legend_above,
     legend_beside,
     new_figure,
+    require,
 )
-from geneformer_ray.manage.label_placement import place_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,12 +41,9 @@ __all__ = [
     "confusion_matrix",
     "embedding_umap",
     "pooling_comparison",
-    "ranked_bars",
-    "volcano",
 ]
 
 BASELINE = "baseline"
-LOG_FDR = "\N{MINUS SIGN}log\N{SUBSCRIPT ONE}\N{SUBSCRIPT ZERO} FDR"
 
 
 def pooling_comparison(table: pd.DataFrame) -> Figure:
@@ -66,7 +61,7 @@ def pooling_comparison(table: pd.DataFrame) -> Figure:
     InputError
         A column is missing, or the table is empty.
     """
-    _require(table, "pooling", "macro_f1", "accuracy")
+    require(table, "pooling", "macro_f1", "accuracy")
     names = list(dict.fromkeys(table["pooling"].astype(str)))
     names.sort(key=lambda name: name == BASELINE)
     figure, (axes,) = new_figure(max(6.0, 2.2 + 1.5 * len(names)), 4.4)
@@ -194,127 +189,6 @@ def embedding_umap(
         axes.set(xticks=[], yticks=[])
         legend_beside(axes, handles)
     return figure
-
-
-def volcano(statistics: pd.DataFrame, goal: str, top: int = 12) -> Figure:
-    """Draw each gene's shift to the goal against its false discovery rate, and name the strongest genes.
-
-    Parameters
-    ----------
-    statistics
-        The table of `goal_shift_table`: `symbol`, `shift_to_GOAL`, `fdr_GOAL`, `significant`.
-    goal
-        Name of the goal state.
-    top
-        How many genes to name: significant ones first, then by the size of their shift.
-
-    Raises
-    ------
-    InputError
-        A column is missing, or the table is empty.
-    """
-    shift, fdr = f"shift_to_{goal}", f"fdr_{goal}"
-    _require(statistics, "symbol", shift, fdr, "significant")
-    table = statistics.dropna(subset=[shift, fdr])
-    x = table[shift].to_numpy(dtype=float)
-    # An FDR that underflowed to 0 has no logarithm; it is drawn at the smallest one a float64 can hold.
-    y = -np.log10(np.maximum(table[fdr].to_numpy(dtype=float), np.finfo(float).tiny))
-    significant = table["significant"].to_numpy(dtype=bool)
-    figure, (axes,) = new_figure(8.2, 5.4)
-    groups = (
-        ("not significant", ~significant, FAINT, 12),
-        (f"away from {goal}", significant & (x < 0), VERMILLION, 26),
-        (f"towards {goal}", significant & (x >= 0), BLUE, 26),
-    )
-    for name, chosen, colour, size in groups:
-        label = f"{name} ({np.count_nonzero(chosen):,})"
-        axes.scatter(x[chosen], y[chosen], s=size, color=colour, linewidths=0, alpha=0.8, label=label)
-    axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-    dress(axes, f"Shift towards {goal} by perturbed gene", f"mean shift to {goal} (cosine)", LOG_FDR)
-    axes.margins(x=0.12)
-    height = max(float(y.max(initial=0.0)), 0.1)
-    axes.set_ylim(-0.04 * height, 1.15 * height)
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
-    axes.xaxis.get_offset_text().set_fontsize(NOTE)
-    legend_above(axes, None)
-    strongest = np.lexsort((-np.abs(x), ~significant))[:top]
-    names = table["symbol"].astype(str).to_numpy()[strongest]
-    place_labels(axes, np.column_stack([x, y]), strongest, names, fontsize=NOTE, colour=INK)
-    return figure
-
-
-def ranked_bars(statistics: pd.DataFrame, goal: str, top: int = 15) -> Figure:
-    """Draw the genes that move cells most towards the goal, and most away from it.
-
-    Parameters
-    ----------
-    statistics
-        The table of `goal_shift_table`: `symbol`, `shift_to_GOAL`, `cells`, `significant`.
-    goal
-        Name of the goal state.
-    top
-        How many genes in each direction.
-
-    Raises
-    ------
-    InputError
-        A column is missing, or the table is empty.
-    """
-    shift = f"shift_to_{goal}"
-    _require(statistics, "symbol", shift, "cells", "significant")
-    ranked = statistics.dropna(subset=[shift]).sort_values(shift, ascending=False, kind="stable")
-    towards, away = ranked[ranked[shift] > 0].head(top), ranked[ranked[shift] < 0].tail(top)
-    figure, (axes,) = new_figure(7.4, 2.0 + 0.27 * (len(towards) + len(away) + 1))
-    place = 0
-    ticks: list[tuple[int, str]] = []
-    for part, colour in ((towards, BLUE), (away, VERMILLION)):
-        for symbol, value, cells, significant in zip(
-            part["symbol"], part[shift], part["cells"], part["significant"], strict=True
-        ):
-            axes.barh(place, value, 0.72, color=colour if significant else PALE[colour])
-            # Beyond the bar's end, so that the number of cells is never on the bar.
-            axes.annotate(
-                f"{cells:,}",
-                (value, place),
-                xytext=(4 if value > 0 else -4, 0),
-                textcoords="offset points",
-                ha="left" if value > 0 else "right",
-                va="center",
-                fontsize=NOTE,
-                color=GREY,
-            )
-            ticks.append((place, str(symbol)))
-            place += 1
-        place += 1  # a gap between the directions
-    axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks], parse_math=False)
-    axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.invert_yaxis()
-    axes.margins(x=0.1, y=0.01)
-    dress(
-        axes,
-        f"Strongest shifts towards and away from {goal}",
-        f"mean shift to {goal} (cosine); beside each bar: cells",
-        "",
-    )
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
-    axes.xaxis.get_offset_text().set_fontsize(NOTE)
-    handles = [
-        Patch(color=BLUE, label=f"towards {goal}"),
-        Patch(color=VERMILLION, label=f"away from {goal}"),
-        Patch(color=LIGHT, label="pale: not significant"),
-    ]
-    legend_above(axes, handles)
-    return figure
-
-
-def _require(table: pd.DataFrame, *columns: str) -> None:
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise InputError("table", f"no column {', '.join(missing)}", f"the columns {', '.join(columns)}")
-    if table.empty:
-        raise InputError("table", "no rows", "one row or more")
 
 
 def _by_size(names: np.ndarray[Any, Any]) -> list[tuple[str, int]]:

@@ -13,6 +13,7 @@ from geneformer_ray.data.cells import CellTable
 from geneformer_ray.manage import plots
 from geneformer_ray.manage.demo import GROUPS
 from geneformer_ray.manage.report import KeyFigure, Picture, Section, Table, write_report
+from geneformer_ray.manage.shift_plots import Measure, ranked_bars, volcano
 from geneformer_ray.manage.training_curves import training_curves
 from geneformer_ray.manage.trial_records import curve_of
 from geneformer_ray.manage.trials import Trial, read_predictions
@@ -24,6 +25,7 @@ __all__ = ["read_embeddings", "write_quickstart_report"]
 
 # Textbook markers: their deletion from an alpha cell has an expected sign in biology, if not in a toy model.
 MARKERS = {"alpha": ("ARX", "IRX2", "GCG"), "beta": ("PDX1", "MAFA", "NKX6-1", "INS")}
+TO_BETA = Measure.shift_to("beta")
 NOT_BIOLOGY = (
     "The ranking of a toy model is not biology. This model has two layers, was pretrained for seconds on 740 cells of "
     "one donor, and reads the top 256 genes of a cell. The table shows that the machinery works; for findings, screen "
@@ -172,7 +174,7 @@ def _screen(statistics: pd.DataFrame, summaries: dict[str, dict[str, Any]]) -> S
             f"the gene's own term. {int(statistics['significant'].sum())} of {len(statistics)} genes differ from the "
             "pool of all genes (rank-sum test, FDR below 0.05)."
         ),
-        figure=Picture(plots.volcano(statistics, "beta"), "Volcano plot of shift towards beta against FDR"),
+        figure=Picture(volcano(statistics, TO_BETA), "Volcano plot of shift towards beta against FDR"),
         note=NOT_BIOLOGY,
     )
 
@@ -190,7 +192,7 @@ def _genes(statistics: pd.DataFrame) -> Section:
             f"away. Markers to look for: {', '.join(MARKERS['alpha'])} (alpha), {', '.join(MARKERS['beta'])} (beta). "
             + found
         ),
-        figure=Picture(plots.ranked_bars(statistics, "beta"), "Bars of the strongest shifts to and from beta"),
+        figure=Picture(ranked_bars(statistics, TO_BETA), "Bars of the strongest shifts to and from beta"),
         table=Table(
             pd.concat([ranked.head(10), ranked.tail(10)])[columns],
             "Effect: the gene's mean shift less the pool's, in standard deviations of the pool, with its 95 % interval "

@@ -18,6 +18,7 @@ from geneformer_ray.errors import InputError
 from geneformer_ray.manage import plots
 from geneformer_ray.manage.figure_style import BLUE, FAINT, VERMILLION
 from geneformer_ray.manage.report import KeyFigure, Picture, Section, Table, render_report, write_report
+from geneformer_ray.manage.shift_plots import Measure, ranked_bars, volcano
 from geneformer_ray.manage.training_curves import TrainingCurve, training_curves
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def test_embedding_umap_names_every_type_and_draws_every_cell() -> None:
 
 def test_volcano_colours_significant_genes_and_names_the_strongest() -> None:
     table = screen_statistics()
-    figure = plots.volcano(table, "beta", top=8)
+    figure = volcano(table, Measure.shift_to("beta"), top=8)
     groups: Any = figure.axes[0].collections
     drawn = {to_hex(dots.get_facecolor()[0]).upper(): count(dots) for dots in groups}
     towards = int((table["significant"] & (table["shift_to_beta"] > 0)).sum())
@@ -121,7 +122,7 @@ def test_volcano_colours_significant_genes_and_names_the_strongest() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_volcano_names_do_not_overlap_and_stay_inside(seed: int) -> None:
-    figure = plots.volcano(screen_statistics(seed=seed), "beta", top=12)
+    figure = volcano(screen_statistics(seed=seed), Measure.shift_to("beta"), top=12)
     renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     figure.draw_without_rendering()
     frame = figure.axes[0].get_window_extent(renderer)
@@ -138,7 +139,7 @@ def test_volcano_takes_an_fdr_of_zero_and_nothing_significant() -> None:
     table = screen_statistics(5)
     table["fdr_beta"] = [0.0, 1.0, 1.0, np.nan, 1.0]
     table["significant"] = False
-    figure = plots.volcano(table, "beta")
+    figure = volcano(table, Measure.shift_to("beta"))
     (offsets,) = (np.asarray(dots.get_offsets()) for dots in figure.axes[0].collections[:1])
     assert len(offsets) == 4
     assert np.isfinite(offsets).all()
@@ -146,10 +147,10 @@ def test_volcano_takes_an_fdr_of_zero_and_nothing_significant() -> None:
 
 def test_ranked_bars_show_both_directions_once() -> None:
     table = screen_statistics()
-    axes = plots.ranked_bars(table, "beta", top=5).axes[0]
+    axes = ranked_bars(table, Measure.shift_to("beta"), top=5).axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
     assert names == table["symbol"].head(5).tolist() + table["symbol"].tail(5).tolist()
-    few = plots.ranked_bars(table.head(3), "beta", top=5).axes[0]
+    few = ranked_bars(table.head(3), Measure.shift_to("beta"), top=5).axes[0]
     assert [tick.get_text() for tick in few.get_yticklabels()] == table["symbol"].head(3).tolist()
 
 
@@ -164,8 +165,8 @@ def test_training_curves_draw_one_line_a_pooling() -> None:
 def test_names_are_not_read_as_mathematics() -> None:
     table = screen_statistics(4).assign(symbol=["$a^", "$b_{", "c", "d"])
     for figure in (
-        plots.volcano(table, "beta"),
-        plots.ranked_bars(table, "beta"),
+        volcano(table, Measure.shift_to("beta")),
+        ranked_bars(table, Measure.shift_to("beta")),
         plots.confusion_matrix(np.eye(2, dtype=int), ["$x^", "$y_{"], "$t^"),
         plots.embedding_umap(np.zeros((2, 2)), ["$x^", "$y_{"], "$t^"),
     ):
@@ -175,8 +176,8 @@ def test_names_are_not_read_as_mathematics() -> None:
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: plots.volcano(screen_statistics(), "gamma"),
-        lambda: plots.ranked_bars(screen_statistics().head(0), "beta"),
+        lambda: volcano(screen_statistics(), Measure.shift_to("gamma")),
+        lambda: ranked_bars(screen_statistics().head(0), Measure.shift_to("beta")),
         lambda: plots.pooling_comparison(pooling_table().drop(columns="accuracy")),
         lambda: plots.confusion_matrix(np.eye(3), ["a", "b"]),
         lambda: plots.embedding_umap(np.zeros((3, 2)), ["a"], "t"),

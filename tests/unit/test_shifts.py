@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geneformer_ray.compute.cell_events import cell_events, count_events
+from geneformer_ray.compute.cell_events import cell_events, cell_fault, count_events
 from geneformer_ray.compute.classifier import new_classifier
 from geneformer_ray.compute.encoder import LAYERS, Encoder
 from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.compute.perturbation import PERTURBATIONS, PerturbationPlan, genes_in_enough_cells
 from geneformer_ray.compute.reading import COMPARISONS, Reading
 from geneformer_ray.compute.shift_tables import CELL_SHIFTS, GENE_SHIFTS, cell_shift_rows, gene_shift_rows
-from geneformer_ray.compute.shifts import CellShifts, shift_cell
+from geneformer_ray.compute.shifts import CellShifts, shift_cell, shift_cells
 from geneformer_ray.compute.token_budget import TokenBudget
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError
@@ -279,6 +279,40 @@ def test_batches_change_nothing(model: Model) -> None:
             if whole.gene_values is not None and cut.gene_values is not None:
                 for mine, theirs in zip(cut.gene_values, whole.gene_values, strict=True):
                     np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+@pytest.mark.parametrize("kind", ["all", "pairs", "sets", "anchor"])
+def test_parts_of_a_cell_are_the_cell(model: Model, perturbation: str, kind: str) -> None:
+    """Every event in its place; what a cell lacks is counted once, what leaves no gene wherever it is."""
+    ids, encoder = model.cells([12])[0], model.encoder()
+    plan, reading = make_plan(kind, ids, model.vocabulary, perturbation), Reading(gene_shifts=True)
+    whole = shift_cell(encoder, ids, plan, reading, model.vocabulary)
+    events = int(count_events([ids], plan, model.vocabulary)[0])
+    cuts = [range(start, min(start + 3, events)) for start in range(0, events, 3)]
+    parts = shift_cells(encoder, [ids] * len(cuts), plan, reading, model.vocabulary, parts=cuts)
+    assert [genes for part in parts for genes in part.genes] == whole.genes
+    np.testing.assert_allclose(np.concatenate([part.values_ES for part in parts]), whole.values_ES, atol=1e-6)
+    assert sum(part.skipped for part in parts) == whole.skipped
+    assert sum(part.empty for part in parts) == whole.empty
+
+
+def test_what_is_not_finite_is_counted() -> None:
+    values = np.array([[1, 2], [np.nan, 0], [0, np.inf], [0, 0]], np.float32)
+    assert CellShifts([(2,), (3,), (4,), (5,)], values).not_finite() == 2
+    gene_values = [np.array([1], np.float32)] * 3 + [np.array([np.nan], np.float32)]
+    assert CellShifts([(2,), (3,), (4,), (5,)], values, gene_values=gene_values).not_finite() == 3
+    assert CellShifts([], np.empty((0, 1), np.float32), [], []).not_finite() == 0
+
+
+def test_cells_that_cannot_be_perturbed(special_vocabulary: GeneVocabulary) -> None:
+    plan, moved = PerturbationPlan(), PerturbationPlan("overexpress")
+    inside = np.array([2, 5, 3, 6, 3])
+    assert cell_fault(inside, plan, special_vocabulary, 18) == ""
+    assert "special token" in cell_fault(inside, moved, special_vocabulary, 18)
+    assert "5 tokens, more than 4" in cell_fault(inside, plan, special_vocabulary, 4)
+    assert "-1 to 9" in cell_fault(np.array([2, 9, -1]), plan, special_vocabulary, 18)
+    assert cell_fault(np.array([], dtype=np.int32), moved, special_vocabulary, 18) == ""
 
 
 def test_a_v1_cell_in_an_extended_vocabulary(model_directory: Path, vocabulary: GeneVocabulary, tmp_path: Path) -> None:

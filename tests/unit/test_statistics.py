@@ -14,39 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
-from geneformer_ray.compute.bootstrap import bootstrap_effect_interval
-from geneformer_ray.compute.statistics import (
-    benjamini_hochberg,
-    goal_shift_table,
-    rank_sum_against_pool,
-)
+from geneformer_ray.compute.bootstrap import bootstrap_effect_interval, bootstrap_mean_interval
+from geneformer_ray.compute.statistics import goal_shift_table, sign_consistency
 from geneformer_ray.errors import InputError
+from tests.unit.simulated_screens import CELL_SHIFTS, Row, frame_of, shift_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
-SCHEMA = pa.schema(
-    [
-        ("cell_id", pa.string()),
-        ("genes", pa.list_(pa.string())),
-        ("measure", pa.string()),
-        ("state", pa.string()),
-        ("value", pa.float32()),
-    ]
-)
-Row = tuple[str, "Sequence[str]", str, float]
-
-
-def shift_table(rows: Iterable[Row], measure: str = "shift") -> pa.Table:
-    records = [
-        {"cell_id": cell, "genes": list(genes), "measure": measure, "state": state, "value": value}
-        for cell, genes, state, value in rows
-    ]
-    return pa.Table.from_pylist(records, schema=SCHEMA)
 
 
 def random_screen(seed: int = 0, cells: int = 12, genes: int = 15, seen: float = 0.7) -> pa.Table:
@@ -117,34 +94,6 @@ def test_columns_and_order() -> None:
         assert (np.diff(part["shift_to_beta"]) <= 0).all()
     assert table.loc[0, ["gene", "symbol"]].tolist() == ["GENE3", "INS"]
     assert (table["gene"] == table["symbol"]).sum() == len(table) - 1
-
-
-# Few distinct values, so that ties are the rule.
-tied = st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3).map(float)), min_size=1, max_size=40)
-spread_out = st.lists(st.tuples(st.integers(0, 4), st.floats(-1, 1, width=32)), min_size=1, max_size=40)
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.one_of(tied, spread_out))
-def test_rank_sum_equals_scipy_gene_by_gene(pairs: list[tuple[int, float]]) -> None:
-    gene = np.array([g for g, _ in pairs], dtype=np.int64)
-    value = np.array([v for _, v in pairs], dtype=np.float64)
-    p = rank_sum_against_pool(value, gene, 5)
-    for code in range(5):
-        own = value[gene == code]
-        if own.size:
-            assert p[code] == pytest.approx(stats.ranksums(value, own).pvalue, rel=1e-12)
-        else:
-            assert np.isnan(p[code])
-
-
-@given(st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=50))
-def test_benjamini_hochberg_equals_statsmodels(p: list[float]) -> None:
-    expected = multipletests(p, method="fdr_bh")[1]
-    np.testing.assert_allclose(benjamini_hochberg(np.array(p)), expected, rtol=1e-12)
-    with_gap = benjamini_hochberg(np.array([np.nan, *p]))
-    assert np.isnan(with_gap[0])
-    np.testing.assert_allclose(with_gap[1:], expected, rtol=1e-12)
 
 
 def test_row_order_and_files_do_not_matter(tmp_path: Path) -> None:
@@ -224,6 +173,23 @@ def test_bootstrap_equals_a_slow_one() -> None:
     assert np.isnan(low[alone]).all()
 
 
+def test_bootstrap_of_means_equals_a_slow_one() -> None:
+    rng = np.random.default_rng(5)
+    gene, unit = (a.ravel() for a in np.indices((4, 6)))
+    keep = rng.random(gene.size) < 0.7
+    gene, unit = gene[keep], unit[keep]
+    value = rng.normal(size=gene.size) + 5
+    means = []
+    for replicate in range(60):
+        drawn = np.random.default_rng([3, replicate]).integers(unit.max() + 1, size=unit.max() + 1)
+        rows = np.concatenate([np.flatnonzero(unit == u) for u in drawn])
+        means.append([value[rows][gene[rows] == k].mean() if k in gene[rows] else np.nan for k in range(4)])
+    expected = np.nanquantile(np.array(means), [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(bootstrap_mean_interval(value, gene, unit, 4, 60, 3), expected, rtol=1e-9)
+    assert np.isnan(bootstrap_mean_interval(value, gene, unit * 0, 4, 60, 3)).all()
+    assert np.isnan(bootstrap_mean_interval(value[:0], gene[:0], unit[:0], 4, 60, 3)).all()
+
+
 def test_bootstrap_covers_a_known_effect() -> None:
     """Gene 0 of 20 lies one deviation above the rest; in most repeated screens the interval holds that."""
     genes, cells, screens = 20, 60, 60
@@ -254,6 +220,39 @@ def test_groups_widen_an_interval_that_cells_make_too_narrow() -> None:
     by_group = table_of(shift_table(rows), groups=groups, **options).set_index("gene").loc["A"]
     assert by_group["effect"] == by_cell["effect"]
     assert by_group["ci_high"] - by_group["ci_low"] > 1.5 * (by_cell["ci_high"] - by_cell["ci_low"])
+
+
+def test_groups_tell_in_how_many_donors_the_sign_holds() -> None:
+    shifts = random_screen(cells=20)
+    groups = {f"cell{cell}": f"donor{cell % 4}" for cell in range(20)}
+    table = table_of(shifts, groups=groups)
+    plain = table_of(shifts)
+    assert list(table.columns) == [*plain.columns, "sign_consistency", "groups"]
+    frame = frame_of(shifts).query("state == 'beta'")
+    frame["donor"] = frame["cell_id"].map(groups)
+    for row in table.itertuples():
+        own = frame[frame["gene"] == row.gene]
+        means = own.groupby("donor")["value"].mean()
+        assert row.groups == len(means)
+        assert row.sign_consistency == pytest.approx((np.sign(means) == np.sign(own["value"].mean())).mean())
+    assert table.set_index("gene").loc["GENE3", "sign_consistency"] == 1
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(-2, 2)), max_size=30),
+    st.permutations(range(4)),
+)
+def test_sign_consistency_is_a_share_that_names_of_groups_do_not_change(rows: Any, renamed: list[int]) -> None:
+    gene, group, value = (np.array([row[i] for row in rows], dtype=np.int64) for i in range(3))
+    share, groups = sign_consistency(value.astype(float), gene, group, 4)
+    tested = ~np.isnan(share)
+    assert ((share[tested] >= 0) & (share[tested] <= 1)).all()
+    assert groups.tolist() == [np.unique(group[gene == code]).size for code in range(4)]
+    again, _ = sign_consistency(value.astype(float), gene, np.array(renamed)[group], 4)
+    np.testing.assert_array_equal(again, share)
+    mirrored, _ = sign_consistency(-value.astype(float), gene, group, 4)
+    np.testing.assert_array_equal(mirrored, share)
 
 
 def test_one_cell_has_no_interval() -> None:
@@ -297,7 +296,7 @@ def broken_value(shifts: pa.Table) -> pa.Table:
 
 def broken_genes(shifts: pa.Table) -> pa.Table:
     empty = {"cell_id": "c", "genes": [None], "measure": "shift", "state": "beta", "value": 0.0}
-    return pa.concat_tables([shifts, pa.Table.from_pylist([empty], schema=SCHEMA)])
+    return pa.concat_tables([shifts, pa.Table.from_pylist([empty], schema=CELL_SHIFTS)])
 
 
 def two_runs(shifts: pa.Table) -> pa.Table:

@@ -246,3 +246,25 @@ def test_remove_takes_files_directories_and_nothing(tmp_path: Path) -> None:
     storage.remove(str(tmp_path / "a"))
     storage.remove(str(tmp_path / "a"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A write that fails leaves what was there, and nothing beside it."""
+    file = tmp_path / "shard.parquet"
+    storage.write_bytes(str(file), b"first")
+    with pytest.raises(TypeError):
+        storage.write_bytes(str(file), 5)  # type: ignore[arg-type]
+    assert file.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_killed_process_left_is_cleared_when_its_run_goes_on(output: str) -> None:
+    storage.claim_output(output, PLAN, overwrite=False, resume=True)
+    left = Path(output, "cells", ".part-000001.parquet.0123abcd.part")
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    write_shard(output, "cells", 0, pa.table({"value": [1]}))
+    assert ds.dataset(storage.join(output, "cells")).to_table().num_rows == 1
+    assert storage.claim_output(output, PLAN, overwrite=False, resume=True)
+    assert not left.exists()
+    assert storage.list_files(storage.join(output, "cells")) == [storage.join(output, "cells", "part-000000.parquet")]

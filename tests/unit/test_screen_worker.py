@@ -1,0 +1,97 @@
+"""One worker of a screen, without Ray: cells that raise are set aside, and what is not a cell's fault is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from geneformer_ray.compute.encoder import Encoder
+from geneformer_ray.compute.execution import choose_execution
+from geneformer_ray.compute.perturbation import PerturbationPlan
+from geneformer_ray.compute.reading import Reading
+from geneformer_ray.data.shards import finished_items, write_shard
+from geneformer_ray.data.vocabulary import GeneVocabulary
+from geneformer_ray.distribute.screen_worker import ScreenWorker
+from geneformer_ray.errors import InputError
+
+FEARED = 30
+
+
+class Fearful(Encoder):
+    """Fails at one token, as a defect might that only some cell brings out."""
+
+    error: Exception = ZeroDivisionError("by a feared gene")
+
+    def hidden(self, groups: Sequence[Any], *, first_only: bool = False) -> list[torch.Tensor]:
+        if any((group == FEARED).any() for group in groups):
+            raise self.error
+        return super().hidden(groups, first_only=first_only)
+
+
+@pytest.fixture
+def worker(model_directory: Path, vocabulary: GeneVocabulary, tmp_path: Path) -> ScreenWorker:
+    cells = [[2, 3, 4, 5], [6, FEARED, 7], [8, 9, 10], list(range(2, 19)), [4, 5]]
+    table = pa.table({"cell_id": list("abcde"), "input_ids": cells})
+    write_shard(str(tmp_path / "cells"), "", 0, table, vocabulary=vocabulary.digest)
+    made = ScreenWorker(
+        cells=str(tmp_path / "cells"),
+        runner={"model": str(model_directory), "cpus": 1, "gpu": False},
+        plan=asdict(PerturbationPlan()),
+        reading=asdict(Reading()),
+        output=str(tmp_path / "out"),
+        tables=["cell_shifts"],
+    )
+    made.runner.encoder = Fearful.load(model_directory, execution=choose_execution(cpus=1, gpu=False))
+    return made
+
+
+def test_only_the_cells_that_fail_are_set_aside(worker: ScreenWorker) -> None:
+    counts = worker({"item": 3, "rows": [0, 1, 2, 3]})
+    assert finished_items(worker.output) == {3: counts}
+    assert counts["rejected"].keys() == {"1", "3"}
+    assert counts["rejected"]["1"] == "ZeroDivisionError: by a feared gene"
+    assert "17 tokens" in counts["rejected"]["3"]
+    assert (counts["events"], counts["events_rejected"]) == (7, 3)  # a cell that is too long has no events
+    shifts = pq.read_table(f"{worker.output}/cell_shifts")
+    assert sorted(set(shifts["cell_id"].to_pylist())) == ["a", "c"]
+    rejects = pq.read_table(f"{worker.output}/_rejects").to_pylist()
+    assert rejects == [{"cell_id": "b", "reason": counts["rejected"]["1"]},
+                       {"cell_id": "d", "reason": counts["rejected"]["3"]}]  # fmt: skip
+
+
+def test_an_item_of_bad_cells_alone_is_finished(worker: ScreenWorker) -> None:
+    counts = worker({"item": 0, "rows": [1]})
+    assert (counts["events"], counts["rows"], counts["events_rejected"]) == (0, 0, 3)
+
+
+def test_a_part_of_a_cell_has_its_events_alone(worker: ScreenWorker) -> None:
+    counts = worker({"item": 0, "rows": [0], "part": [1, 3]})
+    assert pq.read_table(f"{worker.output}/cell_shifts")["genes"].to_pylist() == [["GENE01"], ["GENE02"]]
+    assert (counts["events"], counts["rows"]) == (2, 2)
+    assert worker({"item": 1, "rows": [1], "part": [0, 2]})["events_rejected"] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (MemoryError(), InputError),  # of the machine: another one may have more
+        (OSError("store is gone"), OSError),
+        (InputError("--embedding", "cls", "mean"), InputError),
+        (RuntimeError("CUDA error: device-side assert triggered"), RuntimeError),
+    ],
+)
+def test_what_is_not_a_cells_fault_ends_the_run(
+    worker: ScreenWorker, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception]
+) -> None:
+    monkeypatch.setattr(Fearful, "error", error)
+    with pytest.raises(raised):
+        worker({"item": 0, "rows": np.arange(3).tolist()})
+    assert finished_items(worker.output) == {}
