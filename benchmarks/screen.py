@@ -11,9 +11,10 @@ otherwise idle machine. Every row is a process of its own.
 - ``plain, small batches``: the same with as many tokens a batch as is fastest for it here.
 - ``ours``: :func:`geneformer_ray.compute.shifts.shift_cell`, in float32 and in bfloat16.
 
-All ways do the same first ``--events`` deletions; one batch before the clock starts warms up. ``share of peak`` is what
-a way has to multiply, by its own lights (the plain way its head and its last layer as well), against the rate of one
-large matrix product of the same dtype on this machine. ``difference`` is the largest of any event from the plain way's.
+All ways do the same first ``--events`` deletions; some before the clock starts warm up. ``share of peak`` is what a way
+has to multiply (the plain way its head and its last layer as well; ours is credited with a whole first layer, though
+most of that is shared), against the rate of one large matrix product of the same dtype on this machine. ``peak MiB`` is
+the host's. ``difference`` is the largest of any event from the plain way's.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+import torch
 
 from geneformer_ray.compute.pretraining import new_model
 from geneformer_ray.data.vocabulary import GeneVocabulary
@@ -59,18 +60,23 @@ def special_model_directory(special_vocabulary: GeneVocabulary, tmp_path_factory
 
 
 def _random_model(vocabulary: GeneVocabulary, directory: Path) -> Path:
-    import torch
-
     from geneformer_ray.compute.model_directory import save_model
 
     torch.manual_seed(0)
     model = new_model(vocabulary, layers=3, width=16, heads=2, feed_forward=24)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(std=0.4)
+    randomise(model, 0.4)
     save_model(model, vocabulary, directory)
     return directory
+
+
+def randomise(model: torch.nn.Module, deviation: float) -> None:
+    """Give every parameter a random value; fresh biases are 0 and LayerNorms 1, which hides what is done with them."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=deviation)
+            else:
+                parameter.normal_(float(name.endswith("LayerNorm.weight")), 0.3)
 
 
 @pytest.fixture

@@ -260,12 +260,12 @@ def cell_events(
     Raises
     ------
     InputError
-        If a special token lies among the genes, where a move would have to pass it.
+        If the cell holds a gene twice, or a special token among its genes, where a move would have to pass it.
     """
     ids = np.asarray(input_ids, dtype=np.int32)
     is_gene = gene_mask(vocabulary, ids)
-    if plan.perturbation != "delete" and _special_inside(is_gene):
-        raise InputError("--cells", "a cell with a special token between genes", "special tokens at its ends only")
+    if fault := _fault_of_order(ids, is_gene, plan, vocabulary):
+        raise InputError("--cells", f"a cell with {fault}", "each gene once, special tokens at the ends")
     events, skipped = plan.events(_held(ids, is_gene), part)
     if part is not None and part.start > 0:
         skipped = 0
@@ -281,9 +281,7 @@ def cell_fault(
         return f"{len(ids)} tokens, more than {max_length}, the model's input size"
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(vocabulary):
         return f"token ids from {ids.min()} to {ids.max()}, of a vocabulary of {len(vocabulary)}"
-    if plan.perturbation != "delete" and _special_inside(gene_mask(vocabulary, ids)):
-        return "a special token between genes"
-    return ""
+    return _fault_of_order(ids, gene_mask(vocabulary, ids), plan, vocabulary)
 
 
 def count_events(
@@ -299,6 +297,14 @@ def _held(ids: NDArray[np.integer], is_gene: NDArray[np.bool_]) -> Collection[in
     return dict.fromkeys(ids[is_gene].tolist())
 
 
-def _special_inside(is_gene: NDArray[np.bool_]) -> bool:
+def _fault_of_order(
+    ids: NDArray[np.integer], is_gene: NDArray[np.bool_], plan: PerturbationPlan, vocabulary: GeneVocabulary
+) -> str:
+    """Say which gene stands twice, as in some of upstream's files, or whether a special token stands inside."""
     inside = np.flatnonzero(is_gene)
-    return bool(len(inside)) and not is_gene[inside[0] : inside[-1] + 1].all()
+    genes, counts = np.unique(ids[inside], return_counts=True)
+    if len(genes) < len(inside):
+        return f"the gene {vocabulary.names[int(genes[counts.argmax()])]} {counts.max()} times"
+    if plan.perturbation != "delete" and len(inside) and not is_gene[inside[0] : inside[-1] + 1].all():
+        return "a special token between genes"
+    return ""

@@ -51,7 +51,7 @@ def shared_attention(
         (sequences x length, width). None where the sequences do not share enough for this to pay.
     """
     sequences, length = ids_EL.shape
-    if sequences < LEAST_SEQUENCES:
+    if sequences < LEAST_SEQUENCES or not length:
         return None
     positions_L = torch.arange(length, device=ids_EL.device)
     # Position first, so that neighbours in a sequence are neighbours among the pairs.

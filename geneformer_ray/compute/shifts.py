@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ def shift_cells(
         for ids, part in zip(sequences, parts or [None] * len(sequences), strict=True)
     ]
     cells = [_CellInWork(events.sample(most_events), reading) for events in made]
-    waiting: list[tuple[_CellInWork, EventBatch]] = []
+    waiting: list[_Batch] = []
     tokens = 0
     for cell in cells:
         for batch in cell.batches(budget):
@@ -207,25 +207,13 @@ class _CellInWork:
         )
 
 
-def _measure(
-    encoder: Encoder, batches: Sequence[tuple[_CellInWork, EventBatch]], reading: Reading, budget: TokenBudget
-) -> None:
+_Batch: TypeAlias = "tuple[_CellInWork, EventBatch]"
+
+
+def _measure(encoder: Encoder, batches: Sequence[_Batch], reading: Reading, budget: TokenBudget) -> None:
     """Compute batches of events together; half of them at a time where the memory does not hold all."""
     try:
-        new: dict[tuple[int, tuple[int, ...]], tuple[_CellInWork, EventBatch, NDArray[np.int32]]] = {}
-        for cell, batch in batches:
-            original = cell.original(batch)
-            if original is not None:
-                new.setdefault((id(cell), tuple(batch.cut.tolist())), (cell, batch, original))
-        groups: list[NDArray[np.integer]] = [original[None] for _, _, original in new.values()]
-        groups += [batch.input_ids_EL for _, batch in batches]
-        hidden = encoder.hidden(groups, first_only=reading.first_only)
-        for (cell, batch, _), hidden_1LD in zip(new.values(), hidden, strict=False):
-            cell.keep_original(batch, hidden_1LD[0].clone())
-        for (cell, batch), hidden_ELD in zip(batches, hidden[len(new) :], strict=True):
-            cell.measure(batch, hidden_ELD)
-        for cell, _ in batches:
-            cell.forget()
+        _compute(encoder, batches, reading)
         return
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
@@ -234,15 +222,31 @@ def _measure(
         if halves is None:
             got = f"a cell of {batches[0][1].input_ids_EL.shape[1]} tokens"
             raise InputError("--cells", got, "memory for one sequence of it, which is not there") from error
-    # Outside the handler: what its traceback held is free by now.
-    budget.halve()
+    # Outside the handler, whose traceback holds what was computed.
+    budget.halve(sum(batch.input_ids_EL.size for _, batch in batches))
     for half in halves:
         _measure(encoder, half, reading, budget)
 
 
-def _halves(
-    batches: Sequence[tuple[_CellInWork, EventBatch]],
-) -> tuple[Sequence[tuple[_CellInWork, EventBatch]], Sequence[tuple[_CellInWork, EventBatch]]] | None:
+def _compute(encoder: Encoder, batches: Sequence[_Batch], reading: Reading) -> None:
+    """Compute batches of events and the originals that they still lack; in a frame of its own, to be let go whole."""
+    new: dict[tuple[int, tuple[int, ...]], tuple[_CellInWork, EventBatch, NDArray[np.int32]]] = {}
+    for cell, batch in batches:
+        original = cell.original(batch)
+        if original is not None:
+            new.setdefault((id(cell), tuple(batch.cut.tolist())), (cell, batch, original))
+    groups: list[NDArray[np.integer]] = [original[None] for _, _, original in new.values()]
+    groups += [batch.input_ids_EL for _, batch in batches]
+    hidden = encoder.hidden(groups, first_only=reading.first_only)
+    for (cell, batch, _), hidden_1LD in zip(new.values(), hidden, strict=False):
+        cell.keep_original(batch, hidden_1LD[0])
+    for (cell, batch), hidden_ELD in zip(batches, hidden[len(new) :], strict=True):
+        cell.measure(batch, hidden_ELD)
+    for cell, _ in batches:
+        cell.forget()
+
+
+def _halves(batches: Sequence[_Batch]) -> tuple[Sequence[_Batch], Sequence[_Batch]] | None:
     middle = len(batches) // 2
     if middle:
         return batches[:middle], batches[middle:]

@@ -25,6 +25,8 @@ FREE_SHARE = {"cpu": 0.25, "cuda": 0.6}
 # Vectors of the model's width that one token has in memory at once, in a layer and in the comparison behind it.
 VECTORS_A_TOKEN = 16
 BYTES_A_NUMBER = 4
+# How torch's allocator, C++, CUDA, cuBLAS and oneDNN say that memory was short, where that is a plain RuntimeError.
+MESSAGES = ("can't allocate memory", "bad_alloc", "out of memory", "alloc_failed", "could not create a memory object")
 
 
 class TokenBudget:
@@ -47,10 +49,10 @@ class TokenBudget:
         a_token = BYTES_A_NUMBER * (VECTORS_A_TOKEN * config.hidden_size + config.intermediate_size)
         return cls(min(MOST_TOKENS[device], int(FREE_SHARE[device] * free) // a_token))
 
-    def halve(self) -> None:
-        """Take half from now on."""
-        self.tokens = max(1, self.tokens // 2)
-        logger.warning("out of memory: batches of %d tokens from now on", self.tokens)
+    def halve(self, failed: int) -> None:
+        """Take half of what failed from now on; failures of smaller batches that were made before count once."""
+        self.tokens = max(1, min(self.tokens, failed // 2))
+        logger.warning("out of memory with %d tokens: batches of %d from now on", failed, self.tokens)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -68,4 +70,4 @@ def out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory was short, on a GPU or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(message in str(error).lower() for message in MESSAGES)

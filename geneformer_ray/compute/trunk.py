@@ -125,11 +125,11 @@ class Trunk:
         Returns
         -------
         list of Tensor
-            float32, each of shape (sequences, length or 1, width).
+            float32, each of shape (sequences, length or 1, width); position 0 of nothing is zeros.
         """
         width = self.tokens_VD.shape[1]
         results = [
-            torch.empty(len(ids_EL), 1 if first_only else ids_EL.shape[1], width, device=ids_EL.device)
+            torch.zeros(len(ids_EL), 1 if first_only else ids_EL.shape[1], width, device=ids_EL.device)
             for ids_EL in groups
         ]
         fronts = [self._front(ids_EL, first_only and len(self.layers) == 1) for ids_EL in groups]
@@ -154,7 +154,9 @@ class Trunk:
         tokens = 0
         for number, ids_EL in enumerate(groups):
             sequences, length = ids_EL.shape
-            step = max(1, most // max(1, length))
+            if not length:
+                continue
+            step = max(1, most // length)
             for start in range(0, sequences, step):
                 rows = slice(start, min(start + step, sequences))
                 if tile and tokens + (rows.stop - start) * length > most:

@@ -329,6 +329,15 @@ def test_a_v1_cell_in_an_extended_vocabulary(model_directory: Path, vocabulary: 
     assert [len(genes) for genes in shifts.affected] == [14] * 15
 
 
+@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+def test_a_cell_that_holds_a_gene_twice_is_refused(vocabulary: GeneVocabulary, perturbation: str) -> None:
+    """As some of upstream's files do: which of the two is perturbed, and which is compared?"""
+    ids, name = np.array([10, 11, 12, 10, 13]), vocabulary.names[10]
+    with pytest.raises(InputError, match=f"--cells: got a cell with the gene {name} 2 times; takes each gene once"):
+        cell_events(ids, PerturbationPlan(perturbation), vocabulary)
+    assert cell_fault(ids, PerturbationPlan(perturbation), vocabulary, 16) == f"the gene {name} 2 times"
+
+
 # ------------------------------------------------------------------ events without a number
 
 
