@@ -25,7 +25,8 @@ from ray_jobs import screen, screen_flags, statistics, tokenize
 from ray_jobs.command_line import build
 from tests.integration.small_data import SmallData
 
-pytestmark = [pytest.mark.integration]
+# Six screens to start with: minutes. The tables themselves are tested without Ray.
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 REPOSITORY = Path(__file__).resolve().parents[2]
 GENES = "GENE00,GENE01,GENE02,GENE03,GENE20"
 STATES = {"state_column": "cell_type", "start": "alpha", "goal": "beta"}

@@ -88,7 +88,7 @@ def test_counts_give_the_offline_probabilities(
     model = CellClassifier.load(tmp_path / "model", own)
     offline = softmax(predict_logits(model, sequences, own.pad_id, execution=EXECUTION), axis=1)
     np.testing.assert_allclose(answer, offline, atol=1e-6)
-    assert answer.std(axis=0).max() > 0.01  # the cells differ, so that a mix-up would show
+    assert answer.std(axis=0).max() > 1e-3  # the cells differ, so that a mix-up would show
 
 
 def test_the_extended_vocabulary_encodes_as_its_parent_adapted(
