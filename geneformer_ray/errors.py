@@ -7,7 +7,6 @@
     │   ├── UnknownGeneError      a gene that the vocabulary does not hold, with the nearest matches
     │   └── VocabularyMismatch    cells, model or table were made with another vocabulary
     ├── OutputExistsError     the output already holds something that must not be mixed (exit code 2)
-    ├── NotThereYetError      a flag whose behaviour is not written yet (exit code 2)
     └── RegistryUnavailable   MLflow is down, locked or refuses; what was trained lies on disk (exit code 1)
 """
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "GeneformerRayError",
     "InputError",
-    "NotThereYetError",
     "OutputExistsError",
     "RegistryUnavailable",
     "UnknownGeneError",
@@ -81,15 +79,6 @@ class OutputExistsError(InputError):
     def at(cls, path: str, what: str) -> OutputExistsError:
         """Say what lies at `path` and how to replace it."""
         return cls("--output", f"{path}, which already holds {what}", "a new directory, or --overwrite to replace it")
-
-
-class NotThereYetError(InputError):
-    """The flag exists because scripts rely on its name; what it asks for is not written yet."""
-
-    @classmethod
-    def flag(cls, field: str, got: object, so_far: str) -> NotThereYetError:
-        """Say what works so far."""
-        return cls(field, f"{got}, which is not there yet", so_far)
 
 
 class RegistryUnavailable(GeneformerRayError):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from geneformer_ray.errors import InputError, NotThereYetError, RegistryUnavailable
+from geneformer_ray.errors import InputError, RegistryUnavailable
 from ray_jobs import pretrain
 from ray_jobs.command_line import JobConfig, build, in_submitted_copy, main, parse, place, store_directory
 from ray_jobs.screen_flags import ScreenConfig, check_flags
@@ -263,11 +263,11 @@ def test_an_input_error_of_the_run_ends_with_2_and_one_line(
 ) -> None:
     def run(config: SmallConfig) -> dict[str, Any]:
         print("a library's chatter")
-        raise NotThereYetError.flag("--kind", config.kind, "two so far")
+        raise InputError("--kind", config.kind, "two")
 
     code, out, err = run_main(monkeypatch, capsys, ["--output", "out"], run)
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1] == "python -m ray_jobs.small: --kind: got one, which is not there yet; takes two so far"
+    assert err.splitlines()[-1] == "python -m ray_jobs.small: --kind: got one; takes two"
     assert "Traceback" not in err
 
 
