@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
+from geneformer_ray.compute.cell_states import states_file
 from geneformer_ray.compute.embedding import check_embedding
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
@@ -26,7 +25,8 @@ from geneformer_ray.distribute.embed import (
 from geneformer_ray.distribute.fan_out import Pool, fan_out
 from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
-from ray_jobs.command_line import JobConfig, main, place
+from ray_jobs.command_line import main, place
+from ray_jobs.embed_flags import EmbedConfig
 from ray_jobs.model_argument import open_model
 
 if TYPE_CHECKING:
@@ -34,26 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class EmbedConfig(JobConfig):
-    """Flags of ``python -m ray_jobs.embed``."""
-
-    cells: str = Field(description="table of tokenised cells")
-    model: str = Field(description="model directory, hub id, or models:/NAME@ALIAS")
-    output: str = Field(description="directory for the tables")
-    vocabulary: str | None = Field(None, description="the model's vocabulary, where it does not carry one")
-    filter: dict[str, tuple[str, ...]] = Field(
-        {}, description="only cells with one of these values", json_schema_extra={"metavar": "COLUMN=A,B"}
-    )
-    embedding: Literal["mean", "cls", "gene"] = Field(
-        "mean", description="mean of a cell's genes, its <cls>, or one embedding a gene"
-    )
-    layer: Literal[-1, 0] = Field(-1, description="-1: the layer before the last; 0: the last")
-    state_column: str | None = Field(None, description="column of cell states: their mean embeddings go to states.json")
-    h5ad: str | None = Field(
-        None, description="the h5ad file of the cells: a copy with the embeddings in obsm goes to OUTPUT"
-    )
-    cell_id_prefix: str = Field("", description="what tokenize put before the cell ids of that file")
-    precision: Literal["fp32", "bf16", "auto"] = Field("fp32", description="what matrix products are computed in")
+__all__ = ["EmbedConfig", "run"]
 
 
 def run(config: EmbedConfig) -> dict[str, Any]:
@@ -106,7 +87,12 @@ def run(config: EmbedConfig) -> dict[str, Any]:
                 states = embed_states(cells, rows, runner, embedding="mean", state_column=state_column, pool=pool)
             else:
                 states = states_of_output(output, states_N)
-            storage.write_json(storage.join(output, "states.json"), {name: e.tolist() for name, e in states.items()})
+            storage.write_json(
+                storage.join(output, "states.json"),
+                states_file(
+                    states, model.made_with("mean" if config.embedding == "gene" else config.embedding, config.layer)
+                ),
+            )
             summary["states"] = sorted(states)
     if config.embedding == "gene":
         summary["genes"] = merge_gene_sums(output, model.vocabulary)

@@ -72,6 +72,10 @@ class OpenedModel:
         if int(self.config.num_hidden_layers) + layer < 1:
             raise InputError("--layer", layer, f"0 for a model of {self.config.num_hidden_layers} layers")
 
+    def made_with(self, embedding: str, layer: int) -> dict[str, Any]:
+        """Say what decides embeddings made with it, as files of state embeddings record it."""
+        return {"model": self.digest, "embedding": embedding, "layer": layer}
+
     def runner(self, **options: Any) -> dict[str, Any]:
         """Give the options with which a worker opens the model."""
         return {**self.reference(), **options}

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geneformer_ray.compute.embedding import check_embedding, check_states
+from geneformer_ray.compute.embedding import check_embedding
 from geneformer_ray.compute.reading import Reading
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.distribute.cluster import connected
-from geneformer_ray.distribute.embed import embed_states
 from geneformer_ray.distribute.fan_out import Pool
 from geneformer_ray.distribute.screen import Screen, check_share
 from geneformer_ray.distribute.screen_items import BATCH_PLAN, ScreenItems, count_cells, read_sequences, screen_code
 from geneformer_ray.distribute.screen_worker import REJECTS
 from geneformer_ray.progress import say
 from ray_jobs.command_line import main, place
-from ray_jobs.model_argument import OpenedModel, open_model
+from ray_jobs.model_argument import open_model
 from ray_jobs.screen_flags import NOT_IN_PLAN, ScreenConfig, check_flags, perturbation_plan
+from ray_jobs.screen_states import screen_states, states_path, what_states_are_made_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,36 +37,6 @@ def _chosen_rows(config: ScreenConfig, table: CellTable) -> NDArray[np.int64]:
     if config.max_cells is not None and config.max_cells < len(rows):
         rows = np.sort(np.random.default_rng(config.seed).choice(rows, config.max_cells, replace=False))
     return rows
-
-
-def _states(
-    config: ScreenConfig, table: CellTable, model: OpenedModel, runner: dict[str, Any], pool: Pool, file: str
-) -> dict[str, NDArray[np.float32]]:
-    """Read the states' embeddings, or compute them over all cells of each state; keep them in a file of the output."""
-    if config.state_column is None or config.start is None or config.goal is None:
-        return {}
-    wanted = list(dict.fromkeys([config.start, config.goal, *config.alternatives]))
-    if storage.exists(file):  # of an earlier run of this plan: the same to the last bit
-        return check_states(storage.read_json(file), model.width, wanted)
-    if config.state_embeddings is not None:
-        given = storage.read_json(place(config.state_embeddings, "--state-embeddings"), "--state-embeddings")
-        states = check_states(given, model.width, wanted)
-    else:
-        rows = table.select({config.state_column: wanted})
-        rows = rows[table.lengths[rows] <= model.config.max_position_embeddings]  # the screen sets the others aside
-        column = config.state_column
-        states = embed_states(table.path, rows, runner, embedding=config.embedding, state_column=column, pool=pool)
-    storage.write_json(file, {state: vector.tolist() for state, vector in states.items()})
-    return states
-
-
-def _what_states_are_made_of(config: ScreenConfig, table: CellTable) -> Any:
-    """Give what decides the states' embeddings: the file's content, or each cell's state."""
-    if config.state_embeddings is not None:
-        return storage.read_json(place(config.state_embeddings, "--state-embeddings"), "--state-embeddings")
-    if config.state_column is None:
-        return None
-    return table.column(config.state_column, "--state-column").astype(str).tolist()
 
 
 def run(config: ScreenConfig) -> dict[str, Any]:
@@ -91,12 +61,12 @@ def run(config: ScreenConfig) -> dict[str, Any]:
         "vocabulary": model.vocabulary.digest,
         **config.model_dump(mode="json", exclude=NOT_IN_PLAN),
         "rows": digest_of(rows),
-        "states": digest_of(_what_states_are_made_of(config, table)),
+        "states": what_states_are_made_of(config, table),
         "events": digest_of(counts.events, counts.lengths),
         "batch_plan": BATCH_PLAN,
         "code": screen_code(),
     }
-    inputs = [cells, model.source, config.state_embeddings and place(config.state_embeddings, "--state-embeddings")]
+    inputs = [cells, model.source, states_path(config)]
     storage.claim_output(output, record, overwrite=config.overwrite, resume=True, inputs=inputs)
     model.vocabulary.save(storage.join(output, "_vocabulary"))
     with connected():
@@ -104,7 +74,7 @@ def run(config: ScreenConfig) -> dict[str, Any]:
             model=True, smallest=config.min_workers, largest=config.max_workers, gpus=config.gpus_per_worker
         )
         runner = model.runner(layer=config.layer, precision=config.precision, digest=model.digest, **pool.execution())
-        states = _states(config, table, model, runner, pool, storage.join(output, "states.json"))
+        states = screen_states(config, table, model, runner, pool, storage.join(output, "states.json"))
         gene_shifts = config.gene_shifts or config.gene_shifts_summary
         screen = Screen(
             cells=cells,

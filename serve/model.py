@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from geneformer_ray.compute.cell_events import cell_events
+from geneformer_ray.compute.cell_states import check_states, states_in_file
 from geneformer_ray.compute.classifier import CellClassifier, predict_logits
-from geneformer_ray.compute.embedding import check_states
 from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import Execution, choose_execution
 from geneformer_ray.compute.model_directory import model_vocabulary, read_config
@@ -30,6 +30,7 @@ __all__ = ["EncodedCell", "PerturbedCell", "ServedModel", "probabilities"]
 STATES_FILE = "states.json"
 # Perturbation reads the layer before the last, as the screen does by default; states.json holds that layer's means.
 LAYER = -1
+READ = {"embedding": "mean", "layer": LAYER}
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class ServedModel:
         self._trunk: Encoder | None = None
         if config.num_hidden_layers + LAYER >= 1:
             self._trunk = Encoder.load(found.directory, layer=LAYER, execution=self.execution)
-        self.states = _read_states(found.directory, int(config.hidden_size))
+        self.states = _read_states(found.directory, int(config.hidden_size), {"model": self.digest, **READ})
 
     @property
     def labels(self) -> list[str]:
@@ -271,11 +272,9 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(softmax(logits, axis=-1), dtype=np.float32)
 
 
-def _read_states(directory: Path, width: int) -> dict[str, NDArray[np.float32]]:
+def _read_states(directory: Path, width: int, made_with: Mapping[str, object]) -> dict[str, NDArray[np.float32]]:
     path = directory / STATES_FILE
     if not path.exists():
         return {}
-    content = storage.read_json(str(path), "model")
-    if not isinstance(content, dict):
-        raise InputError("model", str(path), "a JSON object of state -> list of floats")
-    return check_states(content, width, list(content))
+    states = states_in_file(storage.read_json(str(path), "model"), made_with, "model")
+    return check_states(states, width, list(states))

@@ -1,11 +1,10 @@
-"""Cell and gene embeddings at a chosen layer, and the mean embedding of a cell state."""
+"""Cell and gene embeddings at a chosen layer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 
 from geneformer_ray.data.batching import length_batches
@@ -13,27 +12,17 @@ from geneformer_ray.data.vocabulary import gene_mask
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from geneformer_ray.compute.encoder import Encoder
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = [
-    "EMBEDDINGS",
-    "cell_embeddings",
-    "check_embedding",
-    "check_states",
-    "gene_embedding_sums",
-    "state_embeddings",
-    "sum_by_state",
-]
+__all__ = ["EMBEDDINGS", "cell_embeddings", "check_embedding", "gene_embedding_sums"]
 
 EMBEDDINGS = ("mean", "cls")
 TOKENS_PER_BATCH = 16_384
-# How many cells, and the sum of their embeddings.
-StateSum: TypeAlias = "tuple[int, NDArray[np.float64]]"
 
 
 def check_embedding(embedding: str, vocabulary: GeneVocabulary) -> str:
@@ -109,59 +98,3 @@ def gene_embedding_sums(
         np.add.at(sums, tokens, states_TD.astype(np.float64))
         np.add.at(cells, tokens, 1)
     return sums, cells
-
-
-def sum_by_state(embeddings: NDArray[np.floating], states: NDArray[Any]) -> dict[str, StateSum]:
-    """Sum the embeddings of each state's cells; sums add up over shards of a data set.
-
-    Parameters
-    ----------
-    embeddings
-        Shape (cells, width).
-    states
-        Each cell's state, compared whole (upstream matches substrings), shape (cells,). A cell without one belongs to
-        none.
-
-    Returns
-    -------
-    dict
-        State -> how many cells, and their sum, float64 of shape (width,).
-    """
-    known = ~pd.isna(states)
-    names, values = states[known].astype(str), embeddings[known].astype(np.float64)
-    return {str(state): (int((names == state).sum()), values[names == state].sum(axis=0)) for state in np.unique(names)}
-
-
-def state_embeddings(parts: Iterable[Mapping[str, StateSum]]) -> dict[str, NDArray[np.float32]]:
-    """Average the embeddings of each state's cells: float32 of shape (width,), states in order.
-
-    Parameters
-    ----------
-    parts
-        Sums by state. Their order matters in the last digits, for sums of floats depend on it.
-    """
-    totals: dict[str, StateSum] = {}
-    for part in parts:
-        for state, (count, total) in part.items():
-            before = totals.get(state, (0, np.zeros(len(total))))
-            totals[state] = (before[0] + count, before[1] + total)
-    return {state: (total / count).astype(np.float32) for state, (count, total) in sorted(totals.items())}
-
-
-def check_states(states: Mapping[str, object], width: int, wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """Check state embeddings that came from a file: every wanted state there, each a list of `width` numbers."""
-    checked = {}
-    for state in wanted:
-        if state not in states:
-            there = ", ".join(states) or "none"
-            raise InputError("--state-embeddings", f"no state {state!r}", f"a file that holds it (it has {there})")
-        try:
-            vector = np.asarray(states[state], dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError("--state-embeddings", f"{state} as no list of numbers", "lists of floats") from error
-        if vector.shape != (width,) or not np.isfinite(vector).all():
-            raise InputError(
-                "--state-embeddings", f"{state} of shape {vector.shape}", f"{width} finite numbers, the model's width"
-            )
-        checked[state] = vector
-    return checked

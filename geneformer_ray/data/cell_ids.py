@@ -9,13 +9,13 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from geneformer_ray.data.counts import CountFile
 
-__all__ = ["repeated_ids"]
+__all__ = ["hash_ids", "repeated_ids"]
 
 IDS_PER_READ = 1 << 16
 HASHES_HELD = 4_000_000
@@ -47,7 +47,7 @@ def repeated_ids(
             with open_file(path) as file:
                 for start in range(0, len(file), IDS_PER_READ):
                     ids = file.cell_ids(start, min(start + IDS_PER_READ, len(file)))
-                    hashes.write(_hashes(ids, prefix).tobytes())
+                    hashes.write(hash_ids(ids, prefix).tobytes())
                 starts.append(starts[-1] + len(file))
         # Hashes are spread evenly: three quarters as many as may be held leave room for chance.
         n_ranges = max(1, -(-starts[-1] * 4 // (HASHES_HELD * 3)))
@@ -64,7 +64,8 @@ def repeated_ids(
     return None
 
 
-def _hashes(ids: Sequence[str], prefix: str) -> NDArray[np.uint64]:
+def hash_ids(ids: Iterable[str], prefix: str = "") -> NDArray[np.uint64]:
+    """Hash ids, each with a prefix: uint64 of shape (ids,), the same in every process."""
     # Salted by nothing: every process and every run must agree, which Python's own hash of strings does not.
     joined = b"".join([blake2b((prefix + cell_id).encode(), digest_size=8).digest() for cell_id in ids])
     return np.frombuffer(joined, np.uint64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from geneformer_ray.data import storage
+from geneformer_ray.data.cell_files import CellFiles
+from geneformer_ray.data.cell_ids import hash_ids
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.data.shards import VOCABULARY_KEY
 from geneformer_ray.errors import InputError
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 __all__ = ["CellTable", "Cells"]
-
-ROWS_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True)
@@ -69,51 +66,18 @@ class CellTable:
     def __init__(self, path: str, *, flag: str = "--cells") -> None:
         self.path = path
         self._flag = flag
-        if not storage.exists(path):
-            raise InputError(flag, path, "a directory of Parquet files, one file, or a saved Hugging Face dataset")
-        self._dataset: Any = None
-        saved = ("dataset_info.json", "dataset_dict.json")
-        if storage.is_directory(path) and any(storage.exists(storage.join(path, name)) for name in saved):
-            self._open_hugging_face()
-        else:
-            self._open_parquet()
+        self._files = CellFiles(path, flag)
+        self.schema: pa.Schema = self._files.schema
         if "input_ids" not in self.schema.names:
             raise InputError(flag, f"{path} with columns {', '.join(self.schema.names)}", "tokenised cells (input_ids)")
 
-    def _open_parquet(self) -> None:
-        self.files = storage.list_files(self.path, ".parquet") if storage.is_directory(self.path) else [self.path]
-        if not self.files:
-            raise InputError(self._flag, f"{self.path} without Parquet files", "a directory that holds tokenised cells")
-        try:
-            opened = [self._parquet(file) for file in self.files]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(self._flag, self.path, f"readable Parquet files ({error})") from error
-        self.schema: pa.Schema = opened[0].schema_arrow
-        for file, other in zip(self.files, opened, strict=True):
-            if other.schema_arrow.names != self.schema.names:
-                raise InputError(self._flag, f"{file} with other columns than {self.files[0]}", "files of one table")
-        digests = {(other.schema_arrow.metadata or {}).get(VOCABULARY_KEY) for other in opened}
-        if len(digests) > 1:
-            raise InputError(self._flag, f"{self.path} with files of several vocabularies", "files of one table")
-        self._file_starts = np.concatenate([[0], np.cumsum([other.metadata.num_rows for other in opened])])
-
-    def _open_hugging_face(self) -> None:
-        import datasets  # heavy, and only needed for such a directory
-
-        dataset = datasets.load_from_disk(os.fspath(storage.local_copy(self.path)))
-        if isinstance(dataset, datasets.DatasetDict):
-            raise InputError(self._flag, f"{self.path} with splits {', '.join(dataset)}", "one split's directory")
-        self._dataset = dataset.with_format("arrow")
-        self.files = []
-        self.schema = dataset.features.arrow_schema
-        self._file_starts = np.array([0, len(dataset)])
-
-    def _parquet(self, file: str) -> pq.ParquetFile:
-        filesystem, inside = storage.locate(file)
-        return pq.ParquetFile(inside, filesystem=filesystem)
-
     def __len__(self) -> int:
-        return int(self._file_starts[-1])
+        return len(self._files)
+
+    @property
+    def files(self) -> list[str]:
+        """The Parquet files, in the order of their rows; none of a Hugging Face dataset."""
+        return self._files.files
 
     @property
     def vocabulary_digest(self) -> str | None:
@@ -128,39 +92,62 @@ class CellTable:
         for lists in self._token_lists():
             lengths.update(_lengths(lists).tobytes())
             tokens.update(lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32).tobytes())
-        return digest_of(self.cell_ids.tolist(), lengths.hexdigest(), tokens.hexdigest())
+        return digest_of(self._hashed_ids, lengths.hexdigest(), tokens.hexdigest())
 
     def _token_lists(self) -> Iterator[Any]:
         """Give every cell's tokens, some thousands of cells at a time."""
-        if self._dataset is not None:
-            for start in range(0, len(self), ROWS_AT_ONCE):
-                stop = min(start + ROWS_AT_ONCE, len(self))
-                yield from self._dataset.select_columns(["input_ids"])[start:stop]["input_ids"].chunks
-            return
-        for file in self.files:
-            for batch in self._parquet(file).iter_batches(ROWS_AT_ONCE, columns=["input_ids"]):
-                yield batch.column(0)
+        for batch in self._files.batches(["input_ids"]):
+            yield batch["input_ids"].combine_chunks()
+
+    @cached_property
+    def _hashed_ids(self) -> NDArray[np.uint64]:
+        """Every id's hash, shape (cells,): 8 bytes a cell, where the ids themselves take a hundred.
+
+        Raises
+        ------
+        InputError
+            If an id stands twice.
+        """
+        if "cell_id" not in self.schema.names:
+            return np.arange(len(self), dtype=np.uint64)
+        parts = [hash_ids(self._ids(batch)) for batch in self._files.batches(["cell_id"])]
+        hashes = np.concatenate([np.empty(0, dtype=np.uint64), *parts])
+        ordered = np.sort(hashes)
+        suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        # Equal hashes are a suspicion only: the ids themselves decide.
+        ids, counts = np.unique(self.ids_of(np.flatnonzero(np.isin(hashes, suspects))), return_counts=True)
+        if counts.max(initial=1) > 1:
+            got = f"{self.path} with the cell id {ids[counts > 1][0]} {counts.max()} times"
+            raise InputError(self._flag, got, "a table with unique cell ids")
+        return hashes
 
     # ------------------------------------------------------------------ reading
 
     def column(self, name: str, flag: str) -> NDArray[Any]:
         """Read one obs column of every cell, shape (cells,)."""
+        return np.asarray(self._column(name, flag).to_numpy(zero_copy_only=False))
+
+    def categories(self, name: str, flag: str) -> tuple[NDArray[np.str_], NDArray[np.int32]]:
+        """Read one obs column of every cell as text: its values, shape (values,), and each cell's, shape (cells,)."""
+        encoded = self._column(name, flag).dictionary_encode(null_encoding="encode")
+        values = np.asarray(encoded.dictionary.to_numpy(zero_copy_only=False)).astype(str)
+        return values, np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int32)
+
+    def _column(self, name: str, flag: str) -> pa.Array:
         if name not in self.schema.names or name == "input_ids":
             there = [column for column in self.schema.names if column not in ("input_ids", "length")]
             raise InputError(flag, name, f"a column of {self.path}: {', '.join(there)}")
-        return np.asarray(self._whole([name])[name].combine_chunks().to_numpy(zero_copy_only=False))
+        column = self._files.whole([name])[name].combine_chunks()
+        return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
     @cached_property
     def cell_ids(self) -> NDArray[Any]:
         """Every cell's id, or its row number as a string where the table has none; shape (cells,)."""
         if "cell_id" not in self.schema.names:
             return np.arange(len(self)).astype(str)
-        ids = self._ids(self._whole(["cell_id"])).astype(str)
-        names, counts = np.unique(ids, return_counts=True)
-        if len(names) < len(ids):
-            got = f"{self.path} with the cell id {names[counts > 1][0]} {counts.max()} times"
-            raise InputError(self._flag, got, "a table with unique cell ids")
-        return ids
+        if len(self._hashed_ids) == 0:
+            return np.empty(0, dtype=str)
+        return self._ids(self._files.whole(["cell_id"])).astype(str)
 
     def ids_of(self, rows: NDArray[Any]) -> list[str]:
         """Give the ids of some cells, in the order given; :attr:`cell_ids` would hold those of all."""
@@ -168,7 +155,7 @@ class CellTable:
         if "cell_id" not in self.schema.names:
             return [str(row) for row in rows]
         order = np.argsort(rows, kind="stable")
-        ids: list[str] = self._ids(self._take_sorted(rows[order], ["cell_id"]))[np.argsort(order)].tolist()
+        ids: list[str] = self._ids(self._files.take_sorted(rows[order], ["cell_id"]))[np.argsort(order)].tolist()
         return ids
 
     def _ids(self, table: pa.Table) -> NDArray[np.object_]:
@@ -190,7 +177,8 @@ class CellTable:
         """Give the row numbers of the cells that hold one of the given values in every given column."""
         keep = np.ones(len(self), dtype=bool)
         for name, values in filters.items():
-            keep &= np.isin(self.column(name, flag).astype(str), list(values))
+            there, codes_N = self.categories(name, flag)
+            keep &= np.isin(there, list(values))[codes_N]
         if not keep.any():
             given = "; ".join(f"{name}={','.join(values)}" for name, values in filters.items()) or "no filter"
             raise InputError(flag, given, "values that at least one cell has")
@@ -212,14 +200,15 @@ class CellTable:
         towards
             Flag -> states, each of which some cell must have for its embedding to be computed.
         """
-        states = self.column(column, "--state-column").astype(str)
+        states, codes_N = self.categories(column, "--state-column")
         for flag, wanted in {"--start": [start], **towards}.items():
-            among = states[rows] if flag == "--start" else states
+            among = states[np.unique(codes_N[rows] if flag == "--start" else codes_N)]
             for state in wanted:
                 if state not in among:
-                    there = ", ".join(np.unique(among))
-                    raise InputError(flag, f"{state!r}, which no cell has in {column}", f"one of {there}")
-        return np.asarray(rows[states[rows] == start])
+                    raise InputError(
+                        flag, f"{state!r}, which no cell has in {column}", f"one of {', '.join(np.unique(among))}"
+                    )
+        return np.asarray(rows[(states == start)[codes_N[rows]]])
 
     def read(self, rows: NDArray[Any], columns: Sequence[str] = ()) -> Cells:
         """Read the cells of the given row numbers, in the order given: the row groups that hold them, and no others."""
@@ -227,7 +216,7 @@ class CellTable:
         order = np.argsort(rows, kind="stable")
         has_ids = "cell_id" in self.schema.names
         names = dict.fromkeys([*(["cell_id"] if has_ids else []), "input_ids", *columns])
-        table = self._take_sorted(rows[order], list(names))
+        table = self._files.take_sorted(rows[order], list(names))
         back = np.argsort(order)
         lists = table["input_ids"].combine_chunks()
         flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
@@ -236,35 +225,6 @@ class CellTable:
         values = {name: np.asarray(table[name].to_numpy())[back] for name in columns}
         ids = self._ids(table)[back].tolist() if has_ids else [str(row) for row in rows]
         return Cells(ids, sequences, values)
-
-    def _whole(self, columns: list[str]) -> pa.Table:
-        if self._dataset is not None:
-            return self._dataset.select_columns(columns)[:]
-        return _concat([self._parquet(file).read(columns=columns) for file in self.files])
-
-    def _take_sorted(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
-        if self._dataset is not None:
-            return self._dataset.select_columns(columns)[rows]
-        parts = []
-        for file, start, stop in zip(self.files, self._file_starts[:-1], self._file_starts[1:], strict=True):
-            inside = rows[(rows >= start) & (rows < stop)] - start
-            if len(inside):
-                parts.append(self._take_from_file(self._parquet(file), inside, columns))
-        if not parts:
-            return self.schema.empty_table().select(columns)
-        return _concat(parts)
-
-    @staticmethod
-    def _take_from_file(file: pq.ParquetFile, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
-        """Take sorted rows of one file, reading only the row groups that hold them."""
-        sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        group = np.searchsorted(starts, rows, side="right") - 1
-        needed = np.unique(group)
-        # Where a needed group begins once only the needed groups are read, one behind the other.
-        read_starts = np.concatenate([[0], np.cumsum(np.asarray(sizes)[needed])])
-        where = rows - starts[group] + read_starts[np.searchsorted(needed, group)]
-        return file.read_row_groups(needed.tolist(), columns=columns).take(where)
 
     def check(self, vocabulary: GeneVocabulary) -> None:
         """Check that the cells belong to a vocabulary: digests where both have one, ids by their range otherwise."""
@@ -278,11 +238,6 @@ class CellTable:
                 "%s does not say which vocabulary encoded it: only the range of its ids is checked", self.path
             )
         vocabulary.check_cells(self.vocabulary_digest, highest)
-
-
-def _concat(tables: list[pa.Table]) -> pa.Table:
-    # Permissive: a column that is empty in one file has no type there, and widths of integers may differ.
-    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _lengths(lists: pa.Array) -> NDArray[np.int64]:

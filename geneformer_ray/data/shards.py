@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,11 +14,20 @@ from geneformer_ray.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["VOCABULARY_KEY", "each_finished", "finished_items", "mark_finished", "write_shard"]
+__all__ = [
+    "VOCABULARY_KEY",
+    "begin_attempt",
+    "each_finished",
+    "end_attempts",
+    "finished_items",
+    "forget_attempts",
+    "mark_finished",
+    "write_shard",
+]
 
 # Where a table's schema says which vocabulary its genes and tokens belong to.
 VOCABULARY_KEY = b"vocabulary_digest"
-PROGRESS = "_progress"
+PROGRESS, ATTEMPTS = "_progress", "_attempts"
 
 
 def write_shard(
@@ -59,3 +69,31 @@ def each_finished(output: str) -> Iterator[dict[str, Any]]:
         except InputError:
             continue  # half written when the worker was killed: the item is done again
         yield content
+
+
+def begin_attempt(output: str, what: str) -> int:
+    """Note that a piece of work begins; give how many attempts at it have begun before and came to no end.
+
+    A process that is killed cannot say why. What it was doing is on disk, for the next one to find.
+    """
+    for lost in itertools.count():
+        mark = _attempt(output, what, lost)
+        if not storage.exists(mark):
+            storage.write_bytes(mark, b"begun\n")
+            return lost
+    raise AssertionError("unreachable")
+
+
+def end_attempts(output: str, what: str, lost: int) -> None:
+    """Forget the attempts at a piece of work that came to its end after so many lost ones."""
+    for number in range(lost + 1):
+        storage.remove(_attempt(output, what, number))
+
+
+def forget_attempts(output: str) -> None:
+    """Forget all attempts: a new run tries everything afresh."""
+    storage.remove(storage.join(output, ATTEMPTS))
+
+
+def _attempt(output: str, what: str, number: int) -> str:
+    return storage.join(output, ATTEMPTS, f"{what}.{number}")

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geneformer_ray.compute.embedding import cell_embeddings, gene_embedding_sums, state_embeddings, sum_by_state
+from geneformer_ray.compute.cell_states import state_embeddings, sum_by_state
+from geneformer_ray.compute.embedding import cell_embeddings, gene_embedding_sums
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import mark_finished, write_shard

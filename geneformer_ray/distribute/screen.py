@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from geneformer_ray.compute.gene_shift_summary import BUCKETS
 from geneformer_ray.compute.precision_check import merge_precision
 from geneformer_ray.data import storage
-from geneformer_ray.data.shards import each_finished
+from geneformer_ray.data.shards import each_finished, forget_attempts
 from geneformer_ray.distribute.fan_out import Pool, fan_out
 from geneformer_ray.distribute.screen_worker import (
     CELL_SHIFTS,
@@ -25,6 +25,8 @@ from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from geneformer_ray.compute.perturbation import PerturbationPlan
     from geneformer_ray.compute.reading import Reading
     from geneformer_ray.data.vocabulary import GeneVocabulary
@@ -42,6 +44,7 @@ class _Totals:
     counts: Counter[str] = field(default_factory=Counter)
     precision: list[dict[str, float]] = field(default_factory=list)
     rejected: dict[str, str] = field(default_factory=dict)
+    rejecting: set[int] = field(default_factory=set)
 
     def add(self, item: dict[str, Any]) -> int:
         """Add what one item came to; give how many events it is done with."""
@@ -49,6 +52,7 @@ class _Totals:
         self.precision += [item["precision"]] if item["precision"] else []
         # By row: the parts of one cell are one cell.
         self.rejected |= item["rejected"]
+        self.rejecting |= {item["item"]} if item["rejected"] else set()
         return sum(item[name] for name in ("events", "events_without_a_gene_to_compare", "events_rejected"))
 
 
@@ -104,6 +108,7 @@ class Screen:
             "output": self.output,
             "tables": self.tables,
         }
+        forget_attempts(self.output)
         totals, done, events_done = _Totals(), set(), 0
         for counts in each_finished(self.output):
             done.add(counts["item"])
@@ -114,9 +119,24 @@ class Screen:
             for counts in fan_out(ScreenWorker, options, todo, pool):
                 progress.advance(totals.add(counts))
                 self._check_rejected(totals)
+        torn = list(self._torn(totals))
+        if torn:
+            for _ in fan_out(ScreenWorker, options, torn, pool):
+                pass  # counted below, with all others
+            totals = _Totals()
+            for counts in each_finished(self.output):
+                totals.add(counts)
+        forget_attempts(self.output)
         if self.gene_summary:
             self._summarise(vocabulary)
         return self._summary(totals)
+
+    def _torn(self, totals: _Totals) -> Iterator[dict[str, Any]]:
+        """Give the parts that went well of cells of which another part did not: a cell is whole, or set aside."""
+        for item in self.items if totals.rejected else ():
+            reason = totals.rejected.get(str(item["rows"][0])) if "part" in item else None
+            if reason is not None and item["item"] not in totals.rejecting:
+                yield {**item, "reason": reason}
 
     def _summary(self, totals: _Totals) -> dict[str, Any]:
         cells, rejected = len(self.items.rows), len(totals.rejected)

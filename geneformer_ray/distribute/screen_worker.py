@@ -19,7 +19,7 @@ from geneformer_ray.compute.shifts import CellShifts, shift_cells
 from geneformer_ray.compute.token_budget import TokenBudget, out_of_memory
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
-from geneformer_ray.data.shards import mark_finished, write_shard
+from geneformer_ray.data.shards import begin_attempt, end_attempts, mark_finished, write_shard
 from geneformer_ray.distribute.worker_model import open_runner
 from geneformer_ray.errors import InputError
 
@@ -34,6 +34,9 @@ CELL_SHIFTS, GENE_SHIFTS, GENE_SUMMARY = "cell_shifts", "gene_shifts", "gene_shi
 PAIR_SUMS, REJECTS = "_pair_sums", "_rejects"
 # Sums lie sorted by bucket: a small group of rows is read without its neighbours.
 ROWS_OF_A_GROUP = 2**16
+# An item that took its process with it so often is screened cell by cell, and a cell that then did so this often is set
+# aside. Nodes come and go: once or twice is no cell's fault.
+LOST_TOGETHER, LOST_ALONE = 3, 2
 
 
 class ScreenWorker:
@@ -75,12 +78,22 @@ class ScreenWorker:
         self.budget = TokenBudget.of_free_memory(self.runner.encoder.execution, self.runner.encoder.config)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Screen one item's cells and write its shards."""
+        """Screen one item's cells and write its shards.
+
+        An item that gives a ``reason`` is a part of a cell whose other parts failed: it is set aside with them.
+        """
+        attempt = f"{item['item']:06d}"
+        lost = begin_attempt(self.output, attempt)
         cells = self.table.read(np.array(item["rows"]))
         vocabulary = self.runner.vocabulary
         sequences = [vocabulary.adapt(ids, self.table.vocabulary_digest) for ids in cells.input_ids]
         part = range(*item["part"]) if "part" in item else None
-        found = self._screen(sequences, part)
+        if "reason" in item:
+            found: list[CellShifts | str] = [item["reason"]]
+        elif lost < LOST_TOGETHER:
+            found = self._screen(sequences, part)
+        else:
+            found = self._one_by_one(attempt, item["rows"], sequences, part)
         kept = [number for number, one in enumerate(found) if isinstance(one, CellShifts)]
         shifts = [one for one in found if isinstance(one, CellShifts)]
         reasons = {number: one for number, one in enumerate(found) if isinstance(one, str)}
@@ -94,10 +107,12 @@ class ScreenWorker:
             "precision": self._precision([sequences[number] for number in kept[:1]]) if item.get("compare") else None,
         }
         counts |= self._write(item["item"], cell_ids, shifts)
-        if reasons:
+        if reasons and (part is None or part.start == 0):  # of a cell in parts the first one tells
             rejects = {"cell_id": [cells.cell_ids[number] for number in reasons], "reason": list(reasons.values())}
             write_shard(self.output, REJECTS, item["item"], pa.table(rejects))
-        return mark_finished(self.output, item["item"], counts)
+        finished = mark_finished(self.output, item["item"], counts)
+        end_attempts(self.output, attempt, lost)
+        return finished
 
     def _write(self, number: int, cell_ids: Sequence[str], shifts: Sequence[CellShifts]) -> dict[str, int]:
         """Write an item's shards; count their rows."""
@@ -130,6 +145,20 @@ class ScreenWorker:
 
     def _fault(self, ids: NDArray[np.int32]) -> str:
         return cell_fault(ids, self.plan, self.runner.vocabulary, self.runner.encoder.max_length)
+
+    def _one_by_one(
+        self, attempt: str, rows: Sequence[int], sequences: Sequence[NDArray[np.int32]], part: range | None
+    ) -> list[CellShifts | str]:
+        """Screen cells each on its own, noted down before: one of them ends the process that screens it."""
+        found: list[CellShifts | str] = []
+        for row, ids in zip(rows, sequences, strict=True):
+            lost = begin_attempt(self.output, f"{attempt}.{row}")
+            if lost >= LOST_ALONE:
+                found.append(f"ended the process that screened it, {lost} times alone")
+                continue
+            found += self._screen([ids], part)
+            end_attempts(self.output, f"{attempt}.{row}", lost)
+        return found
 
     def _screen(self, sequences: Sequence[NDArray[np.int32]], part: range | None) -> list[CellShifts | str]:
         """Give each cell's numbers, or the reason why it has none."""

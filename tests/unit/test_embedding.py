@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geneformer_ray.compute.cell_states import check_states, state_embeddings, states_file, states_in_file, sum_by_state
 from geneformer_ray.compute.embedding import (
     cell_embeddings,
-    check_states,
     gene_embedding_sums,
-    state_embeddings,
-    sum_by_state,
 )
 from geneformer_ray.compute.encoder import LAYERS, Encoder
 from geneformer_ray.compute.execution import choose_execution
@@ -144,3 +144,31 @@ def test_states_from_a_file() -> None:
 def test_states_from_a_file_that_do_not_fit(states: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=f"--state-embeddings: .*{message}"):
         check_states(states, 2, ["a"])
+
+
+MADE_WITH = {"model": "abc", "embedding": "mean", "layer": -1}
+
+
+def test_states_travel_in_a_file_with_what_made_them() -> None:
+    states = {"a": np.array([0.1, 2], dtype=np.float32), "states": np.array([3, 4], dtype=np.float32)}
+    content = json.loads(json.dumps(states_file(states, MADE_WITH)))
+    read = check_states(states_in_file(content, MADE_WITH), 2, ["a", "states"])
+    assert all((read[name] == states[name]).all() for name in states)
+
+
+def test_a_plain_object_of_states_is_taken_as_it_is() -> None:
+    plain = {"a": [1.0, 2.0], "states": [0.0, 1.0]}
+    assert states_in_file(plain, MADE_WITH) == plain
+
+
+@pytest.mark.parametrize("change", [{"model": "other"}, {"embedding": "cls"}, {"layer": 0}])
+def test_states_of_something_else_are_refused(change: dict[str, Any]) -> None:
+    (name,) = change
+    content = states_file({"a": np.zeros(2, dtype=np.float32)}, MADE_WITH | change)
+    with pytest.raises(InputError, match=f"--state-embeddings.*of {name} {change[name]}"):
+        states_in_file(content, MADE_WITH)
+
+
+def test_a_list_is_no_file_of_states() -> None:
+    with pytest.raises(InputError, match="list"):
+        states_in_file([1.0], MADE_WITH)

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from geneformer_ray.compute.cell_states import state_embeddings, sum_by_state
 from geneformer_ray.compute.classifier import CellClassifier, predict_logits
-from geneformer_ray.compute.embedding import cell_embeddings, state_embeddings, sum_by_state
+from geneformer_ray.compute.embedding import cell_embeddings
 from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.compute.perturbation import PerturbationPlan
