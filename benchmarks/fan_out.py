@@ -4,7 +4,8 @@
 two tables and writes ``fan_out.json``. It needs an otherwise idle machine of two CPUs.
 
 - ``engine``: :func:`geneformer_ray.compute.shifts.shift_cells` over the items of the screen, in one process and one
-  thread; nothing is written, nothing is scheduled.
+  thread; nothing is written, nothing is scheduled. Also two such processes at once, each with all the items: what this
+  machine gives two workers at most.
 - ``job``: ``python -m ray_jobs.screen`` on the same cells, with one and with two workers of one thread each.
 - items that do nothing, on two workers: what the driver and all processes hold, and what an item costs.
 
@@ -19,6 +20,7 @@ import json
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from benchmarks import measure
 
 LAYERS, WIDTH, HEADS, FEED_FORWARD = 3, 64, 2, 128
 GENES, LENGTH = 2_000, 512
+# Looking at some forty processes takes milliseconds, which a machine of two CPUs that are both at work does not have.
+SECONDS_BETWEEN_SAMPLES = 2.0
 
 
 def write_inputs(folder: Path, cells: int) -> None:
@@ -114,13 +118,19 @@ def screens(folder: Path, cells: int) -> list[dict[str, object]]:
     """Time the engine and the job with one and two workers."""
     write_inputs(folder, cells)
     way = [sys.executable, "-m", "benchmarks.fan_out", "--way", "engine", "--folder", str(folder)]
-    run = measure.run(way, [0], OMP_NUM_THREADS="1")
+    run = measure.run(way, [0], SECONDS_BETWEEN_SAMPLES, OMP_NUM_THREADS="1")
     bare = json.loads(run.last_line)
     rows = [_row("engine", 1, run, bare["events/s"], bare["events/s"], bare["items"])]
+    with ThreadPoolExecutor(2) as both:
+        runs = [both.submit(measure.run, way, [cpu], SECONDS_BETWEEN_SAMPLES, OMP_NUM_THREADS="1") for cpu in (0, 1)]
+    rate = sum(json.loads(run.result().last_line)["events/s"] for run in runs)
+    rows.append(_row("two engines", 2, runs[0].result(), rate, bare["events/s"], bare["items"]))
     job = [sys.executable, "-m", "ray_jobs.screen", "--cells", str(folder / "cells"), "--model", str(folder / "model")]
     for workers in (1, 2):
         output = folder / f"workers_{workers}"
-        run = measure.run([*job, "--output", str(output), "--max-workers", str(workers)], [0, 1])
+        run = measure.run(
+            [*job, "--output", str(output), "--max-workers", str(workers)], [0, 1], SECONDS_BETWEEN_SAMPLES
+        )
         rows.append(_row("job", workers, run, rate_of_job(output), bare["events/s"], bare["items"]))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows

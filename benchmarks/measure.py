@@ -25,8 +25,13 @@ class Measured:
     last_line: str
 
 
-def run(command: Sequence[str], cpus: Sequence[int] | None = None, **environment: str) -> Measured:
-    """Run a command on some of the CPUs; fail if it fails."""
+def run(
+    command: Sequence[str],
+    cpus: Sequence[int] | None = None,
+    every: float = SECONDS_BETWEEN_SAMPLES,
+    **environment: str,
+) -> Measured:
+    """Run a command on some of the CPUs; fail if it fails. Its memory is asked for `every` so many seconds."""
     started = time.perf_counter()
     process = subprocess.Popen(
         command,
@@ -40,7 +45,7 @@ def run(command: Sequence[str], cpus: Sequence[int] | None = None, **environment
     peak = 0
     while process.poll() is None:
         peak = max(peak, _memory(_descendants(process.pid)))
-        time.sleep(SECONDS_BETWEEN_SAMPLES)
+        time.sleep(every)
     seconds = time.perf_counter() - started
     output = process.stdout.read() if process.stdout else ""
     if process.returncode:

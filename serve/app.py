@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from ray import serve as ray_serve
 
 from geneformer_ray.compute.execution import choose_execution, use_threads
+from geneformer_ray.data.batching import length_batches
 from serve.api import create_api
 from serve.found_model import find_served_model
-from serve.model import ServedModel
+from serve.model import CellVector, ServedModel
 from serve.settings import ServeSettings
 
 __all__ = ["GeneformerService", "app", "build"]
@@ -31,8 +32,10 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class BatchPiece:
-    """Cells of one request that are computed together."""
+    """Cells of one request that are computed together: by which model, and what."""
 
+    model: ServedModel
+    what: CellVector
     sequences: Sequence[NDArray[np.integer]]
 
     @property
@@ -76,7 +79,7 @@ class GeneformerService:
         )
         # The event loop stays free for health checks and other requests; one thread, for forwards share the CPUs.
         self._worker = ThreadPoolExecutor(1, "model", initializer=use_threads, initargs=(settings.num_cpus,))
-        batched: Any = self._batched_logits  # the decorator adds the setters
+        batched: Any = self._batched  # the decorator adds the setters
         # A single cell may be longer than the budget; Serve refuses what does not fit a batch. (It takes the tokens
         # for requests, and warns that they are more than max_ongoing_requests.)
         batched.set_max_batch_size(max(settings.batch_tokens, self.model.max_length))
@@ -86,21 +89,38 @@ class GeneformerService:
         """Make the routes, once the model is loaded."""
         return create_api(self)
 
-    async def logits(self, sequences: Sequence[NDArray[np.integer]]) -> NDArray[np.float32]:
-        """Compute logits of cells, in one batch with those of other requests; shape (cells, labels)."""
-        computed: NDArray[np.float32] = await self._batched_logits(BatchPiece(sequences))
-        return computed
+    async def vectors(
+        self, model: ServedModel, sequences: Sequence[NDArray[np.integer]], what: CellVector
+    ) -> NDArray[np.float32]:
+        """Compute one vector a cell, in pieces that fit a batch: a large request does not keep a small one waiting."""
+        pieces = length_batches(np.array([len(ids) for ids in sequences]), self.settings.batch_tokens)
+        given = [BatchPiece(model, what, [sequences[i] for i in piece]) for piece in pieces]
+        computed: list[NDArray[np.float32]] = await asyncio.gather(*map(self._batched, given))
+        vectors = np.empty((len(sequences), computed[0].shape[1]), dtype=np.float32)
+        vectors[np.concatenate(pieces)] = np.concatenate(computed)
+        return vectors
 
-    async def compute(self, work: Callable[[], ResultT]) -> ResultT:
+    async def run(self, work: Callable[[], ResultT]) -> ResultT:
         """Run other work of the model, in turn with the batches."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
     @ray_serve.batch(batch_size_fn=_padded_tokens)
-    async def _batched_logits(self, pieces: list[BatchPiece]) -> list[NDArray[np.float32]]:
-        sequences = [ids for piece in pieces for ids in piece.sequences]
-        computed = await self.compute(lambda: self.model.logits(sequences))
-        ends = np.cumsum([len(piece.sequences) for piece in pieces])
-        return np.split(computed, ends[:-1])
+    async def _batched(self, pieces: list[BatchPiece]) -> list[NDArray[np.float32]]:
+        return await self.run(lambda: _compute(pieces))
+
+
+def _compute(pieces: Sequence[BatchPiece]) -> list[NDArray[np.float32]]:
+    """Compute pieces together that ask the same of the same model."""
+    alike: dict[tuple[int, CellVector], list[int]] = {}
+    for number, piece in enumerate(pieces):
+        alike.setdefault((id(piece.model), piece.what), []).append(number)
+    found: dict[int, NDArray[np.float32]] = {}
+    for numbers in alike.values():
+        first = pieces[numbers[0]]
+        computed = first.model.vectors([ids for number in numbers for ids in pieces[number].sequences], first.what)
+        ends = np.cumsum([len(pieces[number].sequences) for number in numbers])
+        found |= dict(zip(numbers, np.split(computed, ends[:-1]), strict=True))
+    return [found[number] for number in range(len(pieces))]
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from scipy.special import softmax
 from geneformer_ray.compute.cell_events import cell_events
 from geneformer_ray.compute.cell_states import check_states, states_in_file
 from geneformer_ray.compute.classifier import CellClassifier, predict_logits
+from geneformer_ray.compute.embedding import cell_embeddings
 from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import Execution, choose_execution
 from geneformer_ray.compute.model_directory import model_vocabulary, read_config
@@ -25,8 +27,10 @@ from geneformer_ray.data.vocabulary import GeneVocabulary, gene_mask
 from geneformer_ray.errors import InputError
 from serve.found_model import FoundModel
 
-__all__ = ["EncodedCell", "PerturbedCell", "ServedModel", "probabilities"]
+__all__ = ["CellVector", "EncodedCell", "PerturbedCell", "ServedModel", "probabilities"]
 
+# What is computed of a cell in batches: logits, or its embedding.
+CellVector = Literal["logits", "mean", "cls"]
 STATES_FILE = "states.json"
 # Perturbation reads the layer before the last, as the screen does by default; states.json holds that layer's means.
 LAYER = -1
@@ -126,6 +130,13 @@ class ServedModel:
         """Which vector enters the classifier's head."""
         return str(self._classifier.pooling)
 
+    @property
+    def trunk(self) -> Encoder:
+        """The trunk up to the layer that embeddings and perturbations read."""
+        if self._trunk is None:
+            raise InputError("model", "a model of one layer", "a model of two: the layer before the last is read")
+        return self._trunk
+
     # ------------------------------------------------------------------ cells
 
     def encode(
@@ -208,6 +219,15 @@ class ServedModel:
             tokens_per_batch=self.tokens_per_batch,
         )
 
+    def vectors(self, sequences: Sequence[NDArray[np.integer]], what: CellVector) -> NDArray[np.float32]:
+        """Compute one vector a cell: its logits, or its embedding as the mean of its genes or as its ``<cls>``.
+
+        Embeddings are those of the layer before the last, as the embed job gives them by default.
+        """
+        if what == "logits":
+            return self.logits(sequences)
+        return cell_embeddings(self.trunk, sequences, self.vocabulary, embedding=what)
+
     def classify(self, sequences: Sequence[NDArray[np.integer]]) -> NDArray[np.float32]:
         """Compute class probabilities of encoded cells, shape (cells, labels)."""
         return probabilities(self.logits(sequences))
@@ -237,17 +257,13 @@ class ServedModel:
         states
             Measure shifts towards these; without them similarities.
         """
-        if self._trunk is None:
-            raise InputError(
-                "perturbation", "a model of one layer", "a model of two: the layer before the last is read"
-            )
         keys = [self.vocabulary.resolve(gene, f"genes[{i}]") for i, gene in enumerate(genes)]
         # A gene that was named twice, by id and by symbol, is one gene.
         tokens = {self.vocabulary.tokens[key]: key for key in keys}
         plan = PerturbationPlan(perturbation, tuple(tokens), together, rank_shift=rank_shift)
         reading = Reading(states={state: self.states[state] for state in states})
-        shifts = shift_cell(self._trunk, input_ids, plan, reading, self.vocabulary)
-        events = cell_events(input_ids, plan, self.vocabulary, self._trunk.max_length)
+        shifts = shift_cell(self.trunk, input_ids, plan, reading, self.vocabulary)
+        events = cell_events(input_ids, plan, self.vocabulary, self.trunk.max_length)
         measured = set(shifts.genes)
         perturbed = {
             events.events[number]: ids

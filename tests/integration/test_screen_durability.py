@@ -57,7 +57,8 @@ class Setting:
         return random_cells(self.vocabulary, np.random.default_rng(2), LENGTHS)
 
     def write_cells(self, name: str, cells: list[np.ndarray], ids: list[str]) -> None:
-        table = pa.table({"cell_id": ids, "input_ids": [cell.tolist() for cell in cells]})
+        states = [["alpha", "beta"][number % 2] for number in range(len(cells))]
+        table = pa.table({"cell_id": ids, "input_ids": [cell.tolist() for cell in cells], "state": states})
         write_shard(str(self.folder / name), "", 0, table, vocabulary=self.vocabulary.digest, row_group_size=64)
 
     def start(
@@ -193,6 +194,22 @@ def test_a_killed_driver_goes_on_where_it_stopped(setting: Setting, whole: Path,
     assert_same(output, whole)
 
 
+def test_a_killed_driver_keeps_its_states(setting: Setting, tmp_path: Path) -> None:
+    """They are computed once: a second time, in another order of sums, they might differ in the last bit."""
+    flags = ("--state-column", "state", "--start", "alpha", "--goal", "beta")
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
+    assert setting.run(undisturbed, *flags).code == 0
+    with setting.start(output, *flags) as process:
+        wait_for_items(process, output)
+        process.kill()
+        process.communicate()
+    states = (output / "states.json").read_bytes()
+    again = setting.run(output, *flags)
+    assert again.code == 0, again.errors
+    assert (output / "states.json").read_bytes() == states == (undisturbed / "states.json").read_bytes()
+    assert_same(output, undisturbed)
+
+
 def test_a_killed_actor_is_replaced(setting: Setting, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with setting.start(output) as process:
@@ -309,6 +326,28 @@ def test_bad_cells_are_set_aside_and_the_others_keep_their_numbers(
     rows, usual = sorted_rows(output), sorted_rows(whole)
     assert np.isfinite(rows["value"].to_numpy()).all()
     assert digest_of_rows(rows) == digest_of_rows(usual.filter(pa.compute.is_in(usual["cell"], pa.array(kept_ids))))
+
+
+def test_a_large_cell_is_whole_or_set_aside(setting: Setting, tmp_path: Path) -> None:
+    """Its events lie in several items; the one that inserts a spoilt gene fails, and takes all others with it."""
+    spoilt = 1_150
+    long = np.setdiff1d(np.arange(2, 1_045), [spoilt])
+    short = np.array([5, 6, 7])
+    setting.write_cells("large", [short, long], ["short", "long"])
+    spoil_model(setting, spoilt)
+    names = [name for name in setting.vocabulary.genes if name != setting.vocabulary.names[spoilt]]
+    flags = {"cells": "large", "model": "spoilt"}
+    fine = setting.run(tmp_path / "fine", "--perturbation", "overexpress", "--genes", ",".join(names), **flags)
+    assert fine.code == 0, fine.errors
+    assert fine.summary["rejected"] == 0
+    run = setting.run(tmp_path / "out", "--perturbation", "overexpress", "--max-rejected", "1", **flags)
+    assert run.code == 0, run.errors
+    assert items_done(tmp_path / "out") > 2
+    assert (run.summary["rejected"], run.summary["events"], run.summary["rows"]) == (2, 0, 0)
+    assert run.summary["events_rejected"] == 2 * len(setting.vocabulary.genes)
+    assert sorted_rows(tmp_path / "out").num_rows == 0
+    rejects = pq.read_table(run.summary["tables"]["rejects"]).to_pylist()
+    assert sorted(row["cell_id"] for row in rejects) == ["long", "short"]
 
 
 def spoil_model(setting: Setting, token: int) -> None:

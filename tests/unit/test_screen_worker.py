@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from geneformer_ray.compute.perturbation import PerturbationPlan
 from geneformer_ray.compute.reading import Reading
 from geneformer_ray.data.shards import finished_items, write_shard
 from geneformer_ray.data.vocabulary import GeneVocabulary
-from geneformer_ray.distribute.screen_worker import ScreenWorker
+from geneformer_ray.distribute.screen_worker import LOST_ALONE, LOST_TOGETHER, ScreenWorker
 from geneformer_ray.errors import InputError
 
 FEARED = 30
@@ -95,3 +96,47 @@ def test_what_is_not_a_cells_fault_ends_the_run(
     with pytest.raises(raised):
         worker({"item": 0, "rows": np.arange(3).tolist()})
     assert finished_items(worker.output) == {}
+
+
+def test_a_part_is_set_aside_with_the_rest_of_its_cell(worker: ScreenWorker) -> None:
+    worker({"item": 0, "rows": [0], "part": [0, 2]})
+    worker({"item": 1, "rows": [0], "part": [2, 4]})
+    first = worker({"item": 0, "rows": [0], "part": [0, 2], "reason": "its last event"})
+    second = worker({"item": 1, "rows": [0], "part": [2, 4], "reason": "its last event"})
+    assert [(one["events"], one["rows"], one["events_rejected"]) for one in (first, second)] == [(0, 0, 2)] * 2
+    assert finished_items(worker.output) == {0: first, 1: second}
+    assert pq.read_table(f"{worker.output}/cell_shifts").num_rows == 0
+    # One cell, one row.
+    assert pq.read_table(f"{worker.output}/_rejects").to_pylist() == [{"cell_id": "a", "reason": "its last event"}]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_cell_that_ends_its_process_is_set_aside(worker: ScreenWorker) -> None:
+    """Nothing can be caught there: only what lies on disk tells the next process."""
+
+    def end(self: Fearful, groups: Sequence[Any], **options: Any) -> list[torch.Tensor]:
+        if any((group == FEARED).any() for group in groups):
+            os._exit(9)
+        return Encoder.hidden(self, groups, **options)
+
+    worker.runner.encoder.hidden = end.__get__(worker.runner.encoder)
+    ended = 0
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            worker({"item": 4, "rows": [0, 1, 2]})
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            break
+        ended += 1
+        assert finished_items(worker.output) == {}
+    assert ended == LOST_TOGETHER + LOST_ALONE
+    (counts,) = finished_items(worker.output).values()
+    assert counts["rejected"].keys() == {"1"}
+    assert "ended the process" in counts["rejected"]["1"]
+    assert sorted(set(pq.read_table(f"{worker.output}/cell_shifts")["cell_id"].to_pylist())) == ["a", "c"]
+
+
+def test_an_item_that_ends_leaves_no_attempt_behind(worker: ScreenWorker) -> None:
+    worker({"item": 0, "rows": [0, 1, 2]})
+    assert not list(Path(worker.output, "_attempts").iterdir())

@@ -260,10 +260,10 @@ class Direct:
         self.model = model
         self.settings = settings
 
-    async def logits(self, sequences: Sequence[np.ndarray]) -> np.ndarray:
-        return self.model.logits(sequences)
+    async def vectors(self, model: ServedModel, sequences: Sequence[np.ndarray], what: Any) -> np.ndarray:
+        return model.vectors(sequences, what)
 
-    async def compute(self, work: Callable[[], Any]) -> Any:
+    async def run(self, work: Callable[[], Any]) -> Any:
         return work()
 
 
