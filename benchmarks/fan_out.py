@@ -172,7 +172,7 @@ def main() -> None:
     """Simulate, run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/benchmarks", help="directory for inputs and figures")
-    parser.add_argument("--cells", type=int, default=120, help=f"cells of {LENGTH} genes, all of them deleted")
+    parser.add_argument("--cells", type=int, default=120, help=f"cells of {LENGTH} genes, all of them deleted; 0: none")
     parser.add_argument("--idle", default="1000,10000,100000", help="numbers of items that do nothing, comma-separated")
     parser.add_argument("--way", choices=sorted(WAYS), help="run one way in this process (what the benchmark calls)")
     parser.add_argument("--folder", help="inputs of that way")
@@ -184,10 +184,10 @@ def main() -> None:
     folder = Path(given.output).absolute() / "fan_out"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    rows = screens(folder, given.cells)
+    rows = screens(folder, given.cells) if given.cells else []
     idle = idle_items([int(size) for size in given.idle.split(",")])
     shutil.rmtree(folder)
-    print(f"{measure.table(rows)}\n\n{measure.table(idle)}")
+    print("\n\n".join(measure.table(found) for found in (rows, idle) if found))
     content = {"machine": measure.machine(), "flags": vars(given), "screens": rows, "idle": idle}
     measure.write(str(Path(given.output) / "fan_out.json"), content)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +25,11 @@ import torch
 
 from geneformer_ray.compute.model_directory import save_model
 from geneformer_ray.compute.pretraining import new_model
+from geneformer_ray.data import storage
 from geneformer_ray.data.shards import write_shard
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from tests.conftest import random_cells
+from tests.integration.processes import titles_below
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -121,7 +125,7 @@ def shards(output: Path) -> list[Path]:
 
 
 def wait_for_items(process: subprocess.Popen[str], output: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while items_done(output) < ITEMS_BEFORE:
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -162,18 +166,7 @@ def assert_same(output: Path, whole: Path) -> None:
 
 def actors_below(pid: int) -> list[int]:
     """The actor processes that descend from a driver, as Ray names them."""
-    parents, names = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                names[int(entry.name)] = (entry / "cmdline").read_text()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    below = {pid}
-    while more := {child for child, parent in parents.items() if parent in below} - below:
-        below |= more
-    return sorted(child for child in below if re.match(r"ray::.*(MapWorker|_Actor)", names[child]))
+    return [child for child, title in titles_below(pid).items() if re.match(r"ray::.*(MapWorker|_Actor)", title)]
 
 
 # ---------------------------------------------------------------------- processes that die
@@ -239,6 +232,64 @@ def test_a_node_that_goes_takes_nothing_with_it(setting: Setting, whole: Path, t
         cluster.shutdown()
     assert run.code == 0, run.errors
     assert_same(output, whole)
+
+
+# ---------------------------------------------------------------------- an object store
+
+
+@pytest.fixture
+def store() -> Iterator[dict[str, str]]:
+    """An S3 server on a free port of loopback, and the environment that leads Arrow to it."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        fs.S3FileSystem(allow_bucket_creation=True, endpoint_override=environment["AWS_ENDPOINT_URL"]).create_dir("lab")
+        yield environment
+    server.stop()
+
+
+def test_a_killed_screen_in_a_store_goes_on(
+    setting: Setting, whole: Path, store: dict[str, str], tmp_path: Path
+) -> None:
+    """Cells, model and output have no directory and no rename; the shards are those of a disk."""
+    for name in ("cells", "model"):
+        storage.upload(setting.folder / name, f"s3://lab/{name}")
+    output = "s3://lab/out"
+    command = [sys.executable, "-m", "ray_jobs.screen", "--cells", "s3://lab/cells", "--model", "s3://lab/model"]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    for attempt in range(2):
+        with subprocess.Popen(
+            [*command, "--output", output], cwd=REPOSITORY, env=variables, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            if attempt == 0:
+                deadline = time.monotonic() + 120
+                while len(storage.list_files(f"{output}/_progress")) < ITEMS_BEFORE:
+                    assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+                    time.sleep(0.1)
+                process.kill()
+                process.communicate()
+                assert 0 < len(storage.list_files(f"{output}/_progress")) < items_done(whole)
+            else:
+                run = finished(process)
+                assert run.code == 0, run.errors
+    copy = storage.local_copy(output)
+    assert_same(copy, whole)
+    shutil.rmtree(copy)
 
 
 # ---------------------------------------------------------------------- a full disk
