@@ -15,12 +15,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from geneformer_ray.compute.cell_values import aggregate_tables
     from geneformer_ray.compute.classifier import CellClassifier
+    from geneformer_ray.compute.combination import combination_table
+    from geneformer_ray.compute.concordance import concordance_table
     from geneformer_ray.compute.embedding import cell_embeddings
     from geneformer_ray.compute.encoder import Encoder
+    from geneformer_ray.compute.gene_pairs import gene_shift_table
+    from geneformer_ray.compute.impact_mixture import mixture_table
     from geneformer_ray.compute.model_runner import ModelRunner
+    from geneformer_ray.compute.null_comparison import vs_null_table
     from geneformer_ray.compute.perturbation import PerturbationPlan
     from geneformer_ray.compute.reading import Reading
+    from geneformer_ray.compute.shift_anndata import shift_anndata
     from geneformer_ray.compute.shifts import CellShifts, shift_cell, shift_cells
     from geneformer_ray.compute.statistics import goal_shift_table
     from geneformer_ray.data.cells import CellTable
@@ -40,10 +47,17 @@ __all__ = [
     "PerturbationPlan",
     "RankValueEncoder",
     "Reading",
+    "aggregate_tables",
     "cell_embeddings",
+    "combination_table",
+    "concordance_table",
+    "gene_shift_table",
     "goal_shift_table",
+    "mixture_table",
+    "shift_anndata",
     "shift_cell",
     "shift_cells",
+    "vs_null_table",
 ]
 
 _WHERE = {
@@ -60,6 +74,13 @@ _WHERE = {
     "Reading": "compute.reading",
     "cell_embeddings": "compute.embedding",
     "goal_shift_table": "compute.statistics",
+    "vs_null_table": "compute.null_comparison",
+    "shift_anndata": "compute.shift_anndata",
+    "mixture_table": "compute.impact_mixture",
+    "gene_shift_table": "compute.gene_pairs",
+    "concordance_table": "compute.concordance",
+    "combination_table": "compute.combination",
+    "aggregate_tables": "compute.cell_values",
     "shift_cell": "compute.shifts",
     "shift_cells": "compute.shifts",
 }

@@ -16,6 +16,7 @@ from geneformer_ray.distribute.embed import (
     EmbedWorker,
     cells_per_item,
     discard_gene_sums,
+    embed_code,
     embed_states,
     embedded_blocks,
     merge_gene_sums,
@@ -64,9 +65,11 @@ def run(config: EmbedConfig) -> dict[str, Any]:
         **about,
         "filter": {name: list(values) for name, values in config.filter.items()},
         "state_column": config.state_column,
+        "states": None if states_N is None else digest_of(states_N.astype(str).tolist()),
         "h5ad": h5ad and [h5ad.path, storage.stamp(h5ad.path), config.cell_id_prefix],
         "cells_per_shard": per_item,
         "rows": digest_of(rows),
+        "code": embed_code(),
     }
     inputs = [cells, model.source, None if h5ad is None else h5ad.path]
     storage.claim_output(output, plan, overwrite=config.overwrite, resume=True, inputs=inputs)
@@ -75,7 +78,7 @@ def run(config: EmbedConfig) -> dict[str, Any]:
     summary: dict[str, Any] = {"cells": len(rows), "embedding": config.embedding, "layer": config.layer}
     with connected():
         pool = Pool.of_cluster(model=True)
-        runner = model.runner(layer=config.layer, precision=config.precision, **pool.execution())
+        runner = model.runner(layer=config.layer, precision=config.precision, digest=model.digest, **pool.execution())
         options = {"cells": cells, "runner": runner, "embedding": config.embedding, "output": output}
         with Progress("embed", len(rows), "cells") as progress:
             progress.advance(len(rows) - sum(len(item["rows"]) for item in todo))

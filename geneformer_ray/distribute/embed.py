@@ -12,6 +12,7 @@ from geneformer_ray.compute.cell_states import state_embeddings, sum_by_state
 from geneformer_ray.compute.embedding import cell_embeddings, gene_embedding_sums
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
+from geneformer_ray.data.digests import code_digest
 from geneformer_ray.data.shards import mark_finished, write_shard
 from geneformer_ray.distribute.fan_out import Pool, fan_out
 from geneformer_ray.distribute.worker_model import open_runner
@@ -28,6 +29,7 @@ __all__ = [
     "EmbedWorker",
     "cells_per_item",
     "discard_gene_sums",
+    "embed_code",
     "embed_states",
     "embedded_blocks",
     "merge_gene_sums",
@@ -40,6 +42,18 @@ CELLS_PER_ITEM = 256
 # Sums of gene embeddings take as much space for few cells as for many, a vector for each gene: so many shards at most.
 GENE_SUM_SHARDS = 256
 GENE_SUMS = "gene_sums"
+
+
+# The modules whose code decides the numbers.
+EMBED_CODE = (
+    *("attention", "cell_states", "embedding", "encoder", "execution", "model_directory", "model_runner"),
+    *("shared_attention", "trunk"),
+)
+
+
+def embed_code() -> str:
+    """Hash the code that decides embeddings."""
+    return code_digest(*(f"compute/{name}.py" for name in EMBED_CODE), "distribute/embed.py")
 
 
 def cells_per_item(cells: int, embedding: str) -> int:

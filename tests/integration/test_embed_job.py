@@ -123,7 +123,7 @@ def test_only_the_chosen_cells_have_values(two_files: dict[str, str], model: str
     copy = anndata.read_h5ad(summary["h5ad"]["path"])
     there = np.isfinite(np.asarray(copy.obsm["X_geneformer"])).all(axis=1)
     np.testing.assert_array_equal(there, (copy.obs["donor"] == "donor2").to_numpy())
-    states = json.loads((tmp_path / "out" / "states.json").read_text())
+    states = json.loads((tmp_path / "out" / "states.json").read_text())["states"]
     table = pq.read_table(two_files["cells"]).to_pandas().set_index("cell_id")["cell_type"]
     embedded = vectors(tmp_path / "out")
     for state in ("alpha", "beta"):

@@ -115,6 +115,30 @@ def test_the_champion_is_the_best_on_the_choosing_cells(chain: Chain) -> None:
     assert CellClassifier.load(directory, vocabulary).pooling == best["pooling"]
 
 
+def test_the_champion_carries_the_states_of_its_classes_and_examples(chain: Chain) -> None:
+    directory = find_registered("models:/small@champion")
+    table = CellTable(chain.at("cells"))
+    of_donor = table.column("donor", "--group") == GROUPS["train"]
+    types = table.column("cell_type", "--label")
+    embedded = pq.read_table(chain.summaries["embed"]["tables"]["embeddings"])
+    assert embedded["cell_id"].to_pylist() == table.cell_ids.tolist()
+    vectors = np.array(embedded["embedding"].to_pylist())
+    stored = json.loads((directory / "states.json").read_text())
+    assert (stored["model"], stored["embedding"], stored["layer"]) == (weights_digest(directory), "mean", -1)
+    assert stored["cells_by_state"] == {"alpha": 15, "beta": 15} and sorted(stored["states"]) == ["alpha", "beta"]
+    for label, mean in stored["states"].items():
+        np.testing.assert_allclose(mean, vectors[of_donor & (types == label)].mean(axis=0), atol=1e-6)
+
+    classifier = CellClassifier.load(directory, GeneVocabulary.load(str(directory)))
+    examples = json.loads((directory / "examples.json").read_text())
+    assert [cell["label"] for cell in examples] == ["alpha", "beta"]
+    for cell in examples:
+        row = table.cell_ids.tolist().index(cell["cell_id"])
+        assert (table.column("donor", "--group")[row], types[row]) == (GROUPS["report"], cell["label"])
+        (logits,) = predict_logits(classifier, [np.array(cell["input_ids"])], 0)
+        assert classifier.labels[logits.argmax()] == cell["label"]
+
+
 def test_promote_keeps_the_previous_champion_and_rolls_back(chain: Chain) -> None:
     champion = chain.summaries["promote"]["version"]
     other = 1 if champion != 1 else 2
