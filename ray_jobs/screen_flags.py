@@ -78,6 +78,8 @@ class ScreenConfig(JobConfig):
     )
 
 
+LONGEST_NAME = 255  # bytes, of a file
+
 # Flags that change no row: a run may go on with others.
 NOT_IN_PLAN = {
     "overwrite", "output", "cells", "model", "vocabulary", "max_rejected", "min_workers", "max_workers",
@@ -129,7 +131,9 @@ def perturbation_plan(
 def _listed(genes: str) -> list[str]:
     """Give the genes of ``--genes``: of a file, where there is one of that name, else as they stand."""
     file = storage.absolute(genes)
-    if storage.exists(file) and not storage.is_directory(file):
+    # Asked for a name longer than names may be, a file system fails; a long list of genes is no file.
+    may_be_file = max(map(len, genes.encode().split(b"/"))) <= LONGEST_NAME
+    if may_be_file and storage.exists(file) and not storage.is_directory(file):
         names = read_gene_list(place(genes, "--genes"))
     else:
         names = [name.strip() for name in genes.split(",") if name.strip()]

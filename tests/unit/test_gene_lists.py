@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from geneformer_ray.data.gene_lists import read_gene_list, read_gene_sets
+from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError
+from ray_jobs.screen_flags import ScreenConfig, perturbation_plan
 
 
 def test_a_list_is_one_gene_a_line(tmp_path: Path) -> None:
@@ -41,3 +43,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"--genes.*readable text"):
         read_gene_list(str(tmp_path / "binary"))
+
+
+def test_a_list_longer_than_a_file_name_is_a_list(vocabulary: GeneVocabulary) -> None:
+    config = ScreenConfig(cells="c", model="m", output="o", genes=",".join(vocabulary.genes))
+    plan = perturbation_plan(config, vocabulary, [])
+    assert plan.genes == tuple(vocabulary.tokens[gene] for gene in vocabulary.genes)
