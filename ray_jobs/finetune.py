@@ -27,7 +27,7 @@ from ray_jobs.model_argument import open_model
 from ray_jobs.splitting_flags import SplittingConfig
 
 # Flags beside the options of every training that determine a trial.
-HOW = ("class_weights", "label_smoothing", "attention_dropout", "freeze_layers", "freeze_embeddings", "patience")
+HOW = "class_weights label_smoothing attention_dropout freeze_layers freeze_embeddings patience examples".split()
 
 
 class FinetuneConfig(SplittingConfig):
@@ -44,10 +44,9 @@ class FinetuneConfig(SplittingConfig):
     gene_dropout: float = Field(0.0, ge=0, lt=1, description="share of a cell's genes left out of a training step")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights; on CPU it dominates a step")
     freeze_layers: int = Field(0, ge=0, description="the first layers of the encoder stay as they are")
-    freeze_embeddings: bool = Field(
-        False, description="the embeddings of genes and ranks stay as they are; a new <cls> is learned"
-    )
+    freeze_embeddings: bool = Field(False, description="those of genes and ranks stay; a new <cls> is learned")
     patience: int | None = Field(None, ge=1, description="epochs without a better macro F1 after which a trial stops")
+    examples: bool = Field(True, description="models carry one test cell a class; --no-examples: no model holds a cell")
     registered_model: str | None = Field(None, description="name in the registry; without it, models stay on disk")
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,45 +16,43 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve as ray_serve
 
-from geneformer_ray.compute.execution import choose_execution, use_threads
-from geneformer_ray.data.batching import length_batches
+from geneformer_ray.compute.execution import choose_execution
 from serve.api import create_api
-from serve.found_model import find_served_model
+from serve.batches import SHORT_TOKENS, ModelThread, Piece, abandon, cut, joined
+from serve.bound_host import bound_host
+from serve.found_model import FoundModel, ModelSource
+from serve.keys import check_keys
 from serve.model import CellVector, ServedModel
+from serve.model_cache import ModelCache
+from serve.ray_metrics import RayMetrics
+from serve.request_log import note, write_requests_to_stderr
 from serve.settings import ServeSettings
+from serve.watcher import ModelWatcher
 
 __all__ = ["GeneformerService", "app", "build"]
 
 ResultT = TypeVar("ResultT")
+# Batches that Serve has formed wait for the model's thread, which joins them: none waits for another to end.
+BATCHES_AT_ONCE = 128
+# Where they are more for a while, another replica is started: a few batches are in the model or wait for it.
+REQUESTS_A_REPLICA = 16
 
 
-@dataclass(frozen=True)
-class BatchPiece:
-    """Cells of one request that are computed together: by which model, and what."""
-
-    model: ServedModel
-    what: CellVector
-    sequences: Sequence[NDArray[np.integer]]
-
-    @property
-    def padded_tokens(self) -> int:
-        """The tokens that they take in memory."""
-        return len(self.sequences) * max(len(ids) for ids in self.sequences)
-
-
-def _padded_tokens(pieces: Sequence[BatchPiece]) -> int:
-    return sum(piece.padded_tokens for piece in pieces)
+def _tokens(pieces: Sequence[Piece]) -> int:
+    return sum(piece.tokens for piece in pieces)
 
 
 @ray_serve.deployment(
     name="Geneformer",
-    max_ongoing_requests=32,
+    max_ongoing_requests=64,
     # A finite queue: who comes later is told at once, and when to try again.
     max_queued_requests=128,
     backpressure_config={"status_code": 503, "retry_after_s": 1},
     # A replacement starts before the old replica stops: redeploying a single replica does not stall its callers.
     max_surge_percent=100,
     max_constructor_retry_count=3,
+    health_check_period_s=5,
+    graceful_shutdown_timeout_s=30,
 )
 @ray_serve.ingress()
 class GeneformerService:
@@ -70,65 +66,98 @@ class GeneformerService:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
-        execution = choose_execution(cpus=settings.num_cpus, gpu=settings.num_gpus > 0)
-        self.model = ServedModel(
-            find_served_model(settings.model, settings.tracking_uri),
-            vocabulary=settings.vocabulary,
-            execution=execution,
-            tokens_per_batch=settings.batch_tokens,
+        self._keys = check_keys(settings, bound_host())
+        self._metrics = RayMetrics()
+        write_requests_to_stderr()
+        self._execution = choose_execution(cpus=settings.num_cpus, gpu=settings.num_gpus > 0)
+        source = ModelSource(settings.model, settings.tracking_uri, ModelCache(settings.cache_directory))
+        self._model = self._open(source.find())
+        self._tell_model()
+        self._thread = ModelThread(settings.num_cpus, settings.tokens_of_a_batch, self._metrics)
+        self._set_batch_size()
+        self._watcher = ModelWatcher(
+            source, self._open, lambda: self._model, self._replace, self._metrics.refusal, settings.num_cpus
         )
-        # The event loop stays free for health checks and other requests; one thread, for forwards share the CPUs.
-        self._worker = ThreadPoolExecutor(1, "model", initializer=use_threads, initargs=(settings.num_cpus,))
-        batched: Any = self._batched  # the decorator adds the setters
-        # A single cell may be longer than the budget; Serve refuses what does not fit a batch. (It takes the tokens
-        # for requests, and warns that they are more than max_ongoing_requests.)
-        batched.set_max_batch_size(max(settings.batch_tokens, self.model.max_length))
-        batched.set_batch_wait_timeout_s(settings.batch_wait_s)
+        self._watch: asyncio.Task[None] | None = None
+        if source.moves and settings.watch_s:
+            self._watch = asyncio.get_running_loop().create_task(self._watcher.watch(settings.watch_s))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Make the routes, once the model is loaded."""
-        return create_api(self)
+        return create_api(self, keys=self._keys, metrics=self._metrics, behind_proxy=True)
+
+    @property
+    def model(self) -> ServedModel:
+        """The model that new requests are answered with."""
+        return self._model
+
+    def _open(self, found: FoundModel) -> ServedModel:
+        return ServedModel(
+            found,
+            vocabulary=self.settings.vocabulary,
+            execution=self._execution,
+            tokens_per_batch=self.settings.tokens_of_a_batch,
+        )
+
+    def _replace(self, model: ServedModel) -> None:
+        self._model = model
+        self._set_batch_size()
+        self._metrics.swap()
+        self._tell_model()
+
+    def _tell_model(self) -> None:
+        self._metrics.model(self._model.name, self._model.version, self._model.digest)
+
+    def _set_batch_size(self) -> None:
+        # A single cell may be longer than the budget; Serve refuses what does not fit a batch. (It takes the tokens
+        # for requests, and warns that they are more than max_ongoing_requests.)
+        for lane in (self._short, self._long):
+            batched: Any = lane  # the decorator adds the setters
+            batched.set_max_batch_size(max(self.settings.tokens_of_a_batch, self._model.max_length))
+            batched.set_batch_wait_timeout_s(self.settings.batch_wait_s)
 
     async def vectors(
         self, model: ServedModel, sequences: Sequence[NDArray[np.integer]], what: CellVector
     ) -> NDArray[np.float32]:
         """Compute one vector a cell, in pieces that fit a batch: a large request does not keep a small one waiting."""
-        pieces = length_batches(np.array([len(ids) for ids in sequences]), self.settings.batch_tokens)
-        given = [BatchPiece(model, what, [sequences[i] for i in piece]) for piece in pieces]
-        computed: list[NDArray[np.float32]] = await asyncio.gather(*map(self._batched, given))
-        vectors = np.empty((len(sequences), computed[0].shape[1]), dtype=np.float32)
-        vectors[np.concatenate(pieces)] = np.concatenate(computed)
-        return vectors
+        pieces, order = cut(model, what, sequences, self.settings.tokens_of_a_batch)
+        try:
+            computed = await asyncio.gather(
+                *(self._short(piece) if piece.tokens <= SHORT_TOKENS else self._long(piece) for piece in pieces)
+            )
+            note(cells=len(sequences), tokens=sum(map(len, sequences)), model=model.name, version=model.version)
+            self._metrics.cells("classify" if what == "logits" else "embed", len(sequences))
+            return joined(computed, order)
+        finally:
+            # Of one that was cancelled, nothing more is computed.
+            abandon(pieces)
 
     async def run(self, work: Callable[[], ResultT]) -> ResultT:
-        """Run other work of the model, in turn with the batches."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        """Do other work of the model, in turn with the batches."""
+        return await self._thread.run(work)
 
-    @ray_serve.batch(batch_size_fn=_padded_tokens)
-    async def _batched(self, pieces: list[BatchPiece]) -> list[NDArray[np.float32]]:
-        return await self.run(lambda: _compute(pieces))
+    # Two lanes: what Serve puts into one batch is answered together, and a short cell must not wait for a long one.
+    @ray_serve.batch(batch_size_fn=_tokens, max_concurrent_batches=BATCHES_AT_ONCE)
+    async def _short(self, pieces: list[Piece]) -> list[NDArray[np.float32]]:
+        return await self._thread.compute(pieces)
 
-
-def _compute(pieces: Sequence[BatchPiece]) -> list[NDArray[np.float32]]:
-    """Compute pieces together that ask the same of the same model."""
-    alike: dict[tuple[int, CellVector], list[int]] = {}
-    for number, piece in enumerate(pieces):
-        alike.setdefault((id(piece.model), piece.what), []).append(number)
-    found: dict[int, NDArray[np.float32]] = {}
-    for numbers in alike.values():
-        first = pieces[numbers[0]]
-        computed = first.model.vectors([ids for number in numbers for ids in pieces[number].sequences], first.what)
-        ends = np.cumsum([len(pieces[number].sequences) for number in numbers])
-        found |= dict(zip(numbers, np.split(computed, ends[:-1]), strict=True))
-    return [found[number] for number in range(len(pieces))]
+    @ray_serve.batch(batch_size_fn=_tokens, max_concurrent_batches=BATCHES_AT_ONCE)
+    async def _long(self, pieces: list[Piece]) -> list[NDArray[np.float32]]:
+        return await self._thread.compute(pieces)
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:
     """Build the application from ``args`` of a configuration file; what they leave out comes from the environment."""
     settings = ServeSettings.read(args)
-    resources = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus}
     deployment: Any = GeneformerService  # what its decorators make of it
-    application: ray_serve.Application = deployment.options(ray_actor_options=resources).bind(settings)
+    application: ray_serve.Application = deployment.options(
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        autoscaling_config={
+            "min_replicas": settings.min_replicas,
+            "max_replicas": max(settings.min_replicas, settings.max_replicas),
+            "target_ongoing_requests": REQUESTS_A_REPLICA,
+        },
+    ).bind(settings)
     return application
 
 

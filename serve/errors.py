@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -15,10 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from geneformer_ray.errors import InputError
+from serve.request_log import write_failure
 
-__all__ = ["BodyLimit", "GenericServerError", "TooLargeError", "add_error_answers"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["GenericServerError", "TooLargeError", "add_error_answers", "send_error"]
 
 # A wrong value is echoed so that it can be found; a whole cell would flood the answer.
 ECHO_LENGTH = 200
@@ -83,59 +81,18 @@ def add_error_answers(api: FastAPI) -> None:
         return _answer(error.status_code, field, got, takes, headers)
 
 
-async def _send_error(send: Send, status: int, field: str, got: str, takes: str) -> None:
+async def send_error(
+    send: Send, status: int, field: str, got: str, takes: str, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """Send an error's answer from where there is no route yet."""
     content = json.dumps(_body(field, got, takes)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    kind = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*kind, *headers]})
     await send({"type": "http.response.body", "body": content})
 
 
-class BodyLimit:
-    """Refuse bodies over a limit before anything parses them, whether or not they announce their length.
-
-    Parameters
-    ----------
-    app
-        The application behind it.
-    limit
-        Bytes.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app = app
-        self.limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the body up to the limit, then hand the request on."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        announced = dict(scope["headers"]).get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > self.limit:
-            await self._refuse(send, f"{int(announced):,} bytes")
-            return
-        messages: list[Message] = []
-        received = 0
-        while not messages or messages[-1].get("more_body", False):
-            messages.append(await receive())
-            received += len(messages[-1].get("body", b""))
-            if received > self.limit:
-                await self._refuse(send, f"over {self.limit:,} bytes")
-                return
-        replay = iter(messages)
-
-        async def received_before() -> Message:
-            message = next(replay, None)
-            return message if message is not None else await receive()
-
-        await self.app(scope, received_before, send)
-
-    async def _refuse(self, send: Send, got: str) -> None:
-        await _send_error(send, 413, "body", got, f"up to {self.limit:,} bytes")
-
-
 class GenericServerError:
-    """Answer what nobody expected with a plain 500: the log has the trace, the caller does not.
+    """Answer what nobody expected with a plain 500: the log has the place, the caller does not.
 
     Parameters
     ----------
@@ -157,8 +114,9 @@ class GenericServerError:
 
         try:
             await self.app(scope, receive, note_start)
-        except Exception:
-            logger.exception("%s %s failed", scope.get("method", scope["type"]), scope.get("path", ""))
-            if scope["type"] == "http" and not started:
-                status = HTTPStatus.INTERNAL_SERVER_ERROR
-                await _send_error(send, status, "server", status.phrase, "nothing else: the fault is here, see its log")
+        except Exception as error:
+            write_failure(scope, error)
+            if started or scope["type"] != "http":
+                raise  # what has been sent cannot be taken back: the connection ends instead of looking whole
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            await send_error(send, status, "server", status.phrase, "nothing else: the fault is here, see its log")

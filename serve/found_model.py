@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from geneformer_ray.compute.model_directory import find_model, weights_digest
-from geneformer_ray.errors import InputError
+from geneformer_ray.errors import InputError, RegistryUnavailable
 from geneformer_ray.manage import registry
+from serve.model_cache import ModelCache
 
-__all__ = ["FoundModel", "find_served_model"]
+__all__ = ["FoundModel", "ModelSource", "find_served_model"]
+
+logger = logging.getLogger(__name__)
 
 _REGISTERED = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))$")
+_GOES_ON = "what is served goes on"
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ class FoundModel:
         return weights_digest(self.directory)
 
 
-def find_served_model(model: str, tracking_uri: str | None = None) -> FoundModel:
-    """Find a model: a registered one, a directory, or a hub id.
+class ModelSource:
+    """Where a service's model comes from, and whether another one has taken its place there.
 
     Parameters
     ----------
@@ -47,33 +53,108 @@ def find_served_model(model: str, tracking_uri: str | None = None) -> FoundModel
         ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a directory or URI, or a hub id.
     tracking_uri
         The MLflow store of registered models; by default ``MLFLOW_TRACKING_URI``.
+    cache
+        Where copies of registered models are kept; None keeps none.
     """
-    if not registry.is_registry_uri(model):
-        directory = find_model(model, "model")
-        return FoundModel(directory, directory.name, None)
-    match = _REGISTERED.match(model)
-    if match is None:
-        raise InputError("model", model, "models:/NAME@ALIAS or models:/NAME/VERSION")
-    _open_registry(tracking_uri)
-    name = match["name"]
-    # An alias can move between two questions: it is asked once, and everything else goes by the number.
-    version = int(match["version"]) if match["version"] else _version_of(name, match["alias"], model)
-    return FoundModel(registry.find_registered(f"models:/{name}/{version}", "model"), name, version)
+
+    def __init__(self, model: str, tracking_uri: str | None, cache: ModelCache | None) -> None:
+        self.model = model
+        self._tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+        self._cache = cache
+        self._name, self._alias, self._version = "", None, None
+        if registry.is_registry_uri(model):
+            match = _REGISTERED.match(model)
+            if match is None:
+                raise InputError("model", model, "models:/NAME@ALIAS or models:/NAME/VERSION")
+            self._name, self._alias = match["name"], match["alias"]
+            self._version = int(match["version"]) if match["version"] else None
+
+    @property
+    def moves(self) -> bool:
+        """Whether what it names may change: an alias does."""
+        return self._alias is not None
+
+    def find(self) -> FoundModel:
+        """Find the model. A registry that does not answer is replaced by this machine's copy, and the log says so."""
+        if not self._name:
+            directory = find_model(self.model, "model")
+            return FoundModel(directory, directory.name, None)
+        try:
+            version = self.version()
+            if version is None:
+                raise InputError("model", self.model, f"a registered model with the alias {self._alias}")
+            return self.fetch(version)
+        except RegistryUnavailable as error:
+            if self._cache is None:
+                raise
+            try:
+                directory, version = self._cache.find(self._name, self._alias, self._version)
+            except InputError as nothing:
+                raise InputError(nothing.field, nothing.got, f"{nothing.takes} ({error})") from error
+            logger.warning("%s: served from this machine's copy, version %d", error, version)
+            return FoundModel(directory, self._name, version)
+
+    def version(self) -> int | None:
+        """Ask the registry which version is named now; None where the alias names none.
+
+        Raises
+        ------
+        RegistryUnavailable
+            If it does not answer.
+        """
+        if self._alias is None:
+            return self._version
+        self._open()
+        with registry.reaching_store(_GOES_ON):
+            return registry.version_of_alias(self._name, self._alias)
+
+    def fetch(self, version: int) -> FoundModel:
+        """Get a version, and check that its weights are those that were registered.
+
+        Raises
+        ------
+        RegistryUnavailable
+            If the registry does not answer.
+        InputError
+            If the version is not whole, or its weights are others.
+        """
+        self._open()
+        uri = f"models:/{self._name}/{version}"
+        with registry.reaching_store(_GOES_ON):
+            registered = registry.weights_of(self._name, version, "model")
+        if self._cache is None:
+            directory = registry.find_registered(uri, "model")
+            self._check(uri, directory, registered)
+            return FoundModel(directory, self._name, version)
+        with tempfile.TemporaryDirectory(prefix="geneformer-ray-") as folder:
+            directory = registry.find_registered(uri, "model", into=folder)
+            self._check(uri, directory, registered)
+            kept = self._cache.keep(self._name, version, directory, self._alias)
+        return FoundModel(kept, self._name, version)
+
+    @staticmethod
+    def _check(uri: str, directory: Path, registered: str | None) -> None:
+        digest = weights_digest(directory)
+        if registered is None:
+            logger.warning("%s says no digest of its weights: they are taken as they are", uri)
+        elif digest != registered:
+            raise InputError("model", f"{uri} with weights {digest}", f"{registered}, which were registered")
+
+    def _open(self) -> None:
+        uri = self._tracking_uri
+        file = uri.removeprefix("sqlite:///")
+        if not uri:
+            raise InputError("tracking_uri", "nothing", "an MLflow store that exists, or a model directory as model")
+        if file != uri and not Path(file).exists():
+            # MLflow would make an empty database, and several replicas that do so at once break it.
+            raise RegistryUnavailable(uri, "there is no such file", _GOES_ON)
+        # A replica's environment is its node's; the store was chosen where the service was started.
+        registry.use_store(uri)
 
 
-def _open_registry(tracking_uri: str | None) -> None:
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    file = uri.removeprefix("sqlite:///")
-    if not uri or (file != uri and not Path(file).exists()):
-        # MLflow would make an empty database, and several replicas that do so at once break it.
-        raise InputError("tracking_uri", uri or "nothing", "an MLflow store that exists, or a model directory as model")
-    # A replica's environment is its node's; the store was chosen where the service was started.
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    registry.open_store(str(Path.cwd() / "mlflow"))
-
-
-def _version_of(name: str, alias: str, model: str) -> int:
-    version = registry.version_of_alias(name, alias)
-    if version is None:
-        raise InputError("model", model, f"a registered model with the alias {alias}")
-    return version
+def find_served_model(model: str, tracking_uri: str | None = None) -> FoundModel:
+    """Find a model where it lies, without keeping a copy: see :class:`ModelSource`."""
+    try:
+        return ModelSource(model, tracking_uri, None).find()
+    except RegistryUnavailable as error:
+        raise InputError("tracking_uri", error.store, f"an MLflow store that answers ({error.why})") from error

@@ -4,174 +4,170 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Request
 from numpy.typing import NDArray
 
+from geneformer_ray.compute.perturbation import PERTURBATIONS
 from geneformer_ray.errors import InputError
+from serve.answers import classified_cells, embedded_cells, model_reference, perturb_answer
+from serve.cell_encoding import EncodedCell
 from serve.errors import TooLargeError
-from serve.model import EncodedCell, PerturbedCell, ServedModel, probabilities
+from serve.model import LAYER, CellVector, ServedModel, probabilities
+from serve.perturbing import CellPerturbation, perturb
+from serve.request_cells import encode_cell, encode_cells
 from serve.schemas import (
-    Cell,
-    ClassifiedCell,
+    MOST_AFFECTED_GENES,
     ClassifyAnswer,
+    ClassifyOptions,
     ClassifyRequest,
-    LabelProbability,
+    EmbedAnswer,
+    EmbedOptions,
+    EmbedRequest,
+    Limits,
     ModelAnswer,
-    ModelReference,
     PerturbAnswer,
-    PerturbedEvent,
     PerturbRequest,
-    SkippedEvent,
 )
+from serve.screen_command import screen_command
 from serve.service import Service
 from serve.settings import ServeSettings
+from serve.strict_json import StrictJsonRoute
+from serve.uploads import UPLOAD_BODY, UploadRoute, Uploads
 
 __all__ = ["v1_routes"]
 
 
 def v1_routes(service: Service) -> APIRouter:
     """Make the routes below ``/v1``."""
-    api = APIRouter(prefix="/v1")
+    api = APIRouter(prefix="/v1", route_class=StrictJsonRoute)
+    settings, uploads = service.settings, Uploads(service.settings)
 
     @api.get("/model")
     async def model() -> ModelAnswer:
-        """Say what is being served."""
-        served = service.model
-        return ModelAnswer(
-            **_reference(served).model_dump(),
-            pooling=served.pooling,
-            labels=served.labels,
-            vocabulary_digest=served.vocabulary.digest,
-            encodes_counts=bool(served.vocabulary.medians),
-            max_length=served.max_length,
-            states=list(served.states),
-        )
+        """Say what is being served, and what one request may hold."""
+        return _model_answer(service.model, settings)
 
-    @api.post("/classify")
-    async def classify(request: ClassifyRequest) -> ClassifyAnswer:
-        """Classify cells."""
-        _check_size("cells", len(request.cells), service.settings.max_cells, "cells")
+    async def classified(
+        served: ServedModel, cells: Sequence[EncodedCell], options: ClassifyRequest | ClassifyOptions
+    ) -> ClassifyAnswer:
+        odds = probabilities(await _vectors(service, served, cells, "logits"))
+        answered = classified_cells(cells, odds, served.labels, options.top, options.return_input_ids)
+        return ClassifyAnswer(cells=answered, model=model_reference(served))
+
+    async def classify_file(request: Request, options: Annotated[ClassifyOptions, Query()]) -> ClassifyAnswer:
         served = service.model
-        encoded = await asyncio.to_thread(_encode_all, served, request.cells, service.settings)
-        logits = await service.vectors(served, [cell.input_ids for cell in encoded], "logits")
-        cells = [
-            _classified(number, *parts, served.labels, request.top)
-            for number, parts in enumerate(zip(request.cells, encoded, probabilities(logits), strict=True))
-        ]
-        return ClassifyAnswer(cells=cells, model=_reference(served))
+        return await classified(served, await uploads.cells(request, served, options), options)
+
+    # Before the route that takes JSON at the same path, which describes both.
+    api.add_api_route(
+        "/classify", classify_file, methods=["POST"], include_in_schema=False, route_class_override=UploadRoute
+    )
+
+    @api.post("/classify", openapi_extra=UPLOAD_BODY)
+    async def classify(
+        body: ClassifyRequest, request: Request, _: Annotated[ClassifyOptions, Query()]
+    ) -> ClassifyAnswer:
+        """Classify cells: JSON, or the bytes of an h5ad file, whose options are the query parameters."""
+        _no_query(request)
+        served = service.model
+        cells = await asyncio.to_thread(encode_cells, served.cells, body.cells, body.genes, settings)
+        return await classified(served, cells, body)
+
+    async def embedded(
+        served: ServedModel, cells: Sequence[EncodedCell], options: EmbedRequest | EmbedOptions
+    ) -> EmbedAnswer:
+        vectors = await _vectors(service, served, cells, options.embedding)
+        answered = embedded_cells(cells, vectors)
+        return EmbedAnswer(cells=answered, embedding=options.embedding, layer=LAYER, model=model_reference(served))
+
+    async def embed_file(request: Request, options: Annotated[EmbedOptions, Query()]) -> EmbedAnswer:
+        served = service.model
+        _check_embedding(options.embedding, served)
+        return await embedded(served, await uploads.cells(request, served, options), options)
+
+    api.add_api_route("/embed", embed_file, methods=["POST"], include_in_schema=False, route_class_override=UploadRoute)
+
+    @api.post("/embed", openapi_extra=UPLOAD_BODY)
+    async def embed(body: EmbedRequest, request: Request, _: Annotated[EmbedOptions, Query()]) -> EmbedAnswer:
+        """Embed cells: JSON, or the bytes of an h5ad file, whose options are the query parameters."""
+        _no_query(request)
+        served = service.model
+        _check_embedding(body.embedding, served)
+        cells = await asyncio.to_thread(encode_cells, served.cells, body.cells, body.genes, settings)
+        return await embedded(served, cells, body)
 
     @api.post("/perturb")
-    async def perturb(request: PerturbRequest) -> PerturbAnswer:
+    async def perturb_genes(body: PerturbRequest) -> PerturbAnswer:
         """Perturb genes of one cell: how far its other genes' embeddings move, and its class probabilities."""
-        settings, served = service.settings, service.model
-        if request.rank_shift is not None and request.perturbation not in ("inhibit", "activate"):
-            raise InputError("rank_shift", f"{request.rank_shift} to {request.perturbation}", "inhibit or activate")
-        more = (
-            f"up to {settings.max_candidate_genes}; for more: python -m ray_jobs.screen --cells DIR --genes G1,G2,... "
+        served = service.model
+        _check_perturbation(body, served, settings)
+        cell = await asyncio.to_thread(encode_cell, served.cells, body.cell, settings)
+        work = await asyncio.to_thread(
+            CellPerturbation,
+            served,
+            cell.input_ids,
+            body.genes,
+            perturbation=body.perturbation,
+            rank_shift=body.rank_shift or 1,
+            together=body.together,
         )
-        more += f"--model {settings.model} --output DIR"
-        if len(request.genes) > settings.max_candidate_genes:
-            raise TooLargeError("genes", f"{len(request.genes)} genes", more)
-        states = _states(request, served)
-        cell = await asyncio.to_thread(_encode, served, request.cell, settings, "cell")
-        result = await service.run(
-            lambda: served.perturb(
-                cell.input_ids,
-                request.genes,
-                perturbation=request.perturbation,
-                rank_shift=request.rank_shift or 1,
-                together=request.together,
-                states=states,
-            )
-        )
-        return _perturbed(request, cell, result, states, served)
+        return perturb_answer(body, cell, await perturb(service, work), served)
 
     return api
 
 
-# ---------------------------------------------------------------------- requests
+def _no_query(request: Request) -> None:
+    """Refuse query parameters beside JSON: they would change nothing."""
+    for name, value in request.query_params.items():
+        raise InputError(f"query.{name}", repr(value), "nothing with JSON, whose options are fields of the body")
 
 
-def _check_size(field: str, size: int, limit: int, unit: str) -> None:
-    if size > limit:
-        raise TooLargeError(field, f"{size:,} {unit}", f"up to {limit:,}")
+def _check_embedding(embedding: str, served: ServedModel) -> None:
+    there = served.embeddings
+    if embedding not in there:
+        takes = f"one of {', '.join(there)}" if there else "nothing: this model has one layer, and embeddings need two"
+        raise InputError("embedding", embedding, takes)
 
 
-def _encode_all(served: ServedModel, cells: Sequence[Cell], settings: ServeSettings) -> list[EncodedCell]:
-    return [_encode(served, cell, settings, f"cells[{number}]") for number, cell in enumerate(cells)]
+def _check_perturbation(body: PerturbRequest, served: ServedModel, settings: ServeSettings) -> None:
+    if body.rank_shift is not None and body.perturbation not in ("inhibit", "activate"):
+        raise InputError("rank_shift", f"{body.rank_shift} to {body.perturbation}", "inhibit or activate")
+    if body.goal is not None and body.goal not in served.states:
+        known = ", ".join(served.states)
+        takes = f"one of {known}" if known else "nothing: this model knows no states (it carries no states.json)"
+        raise InputError("goal", repr(body.goal), takes)
+    if len(body.genes) > settings.max_candidate_genes:
+        takes = f"up to {settings.max_candidate_genes}; for more: {screen_command(body, served, settings)}"
+        raise TooLargeError("genes", f"{len(body.genes)} genes", takes)
 
 
-def _encode(served: ServedModel, cell: Cell, settings: ServeSettings, field: str) -> EncodedCell:
-    if cell.input_ids is not None:
-        field = f"{field}.input_ids"
-        _check_size(field, len(cell.input_ids), settings.max_genes, "token ids")
-        return served.accept(cell.input_ids, field=field)
-    counts, field = cell.counts or {}, f"{field}.counts"
-    _check_size(field, len(counts), settings.max_genes, "genes")
-    return served.encode(counts, total=cell.total, whole=not cell.allow_non_integer, field=field)
+async def _vectors(
+    service: Service, served: ServedModel, cells: Sequence[EncodedCell], what: CellVector
+) -> NDArray[np.float32]:
+    """Compute a vector for every cell that could be encoded, shape (such cells, ...)."""
+    sequences = [cell.input_ids for cell in cells if cell.reason is None]
+    if not sequences:
+        return np.zeros((0, len(served.labels)), dtype=np.float32)
+    return await service.vectors(served, sequences, what)
 
 
-def _states(request: PerturbRequest, served: ServedModel) -> list[str]:
-    asked = {"goal": request.goal, "start": request.start}
-    for field, state in asked.items():
-        if state is not None and state not in served.states:
-            known = ", ".join(served.states)
-            takes = f"one of {known}" if known else "nothing: this model knows no states (it carries no states.json)"
-            raise InputError(field, repr(state), takes)
-    return list(dict.fromkeys(state for state in asked.values() if state is not None))
-
-
-# ---------------------------------------------------------------------- answers
-
-
-def _reference(served: ServedModel) -> ModelReference:
-    return ModelReference(name=served.name, version=served.version, digest=served.digest)
-
-
-def _cell_id(cell: Cell, number: int) -> str:
-    return str(number) if cell.cell_id is None else cell.cell_id
-
-
-def _classified(
-    number: int, cell: Cell, encoded: EncodedCell, odds: NDArray[np.float32], labels: list[str], top: int
-) -> ClassifiedCell:
-    order = np.argsort(-odds, kind="stable")[:top]
-    best = [LabelProbability(label=labels[i], probability=float(odds[i])) for i in order]
-    return ClassifiedCell(
-        cell_id=_cell_id(cell, number),
-        label=best[0].label,
-        probability=best[0].probability,
-        top=best,
-        unknown_share=encoded.unknown_share,
+def _model_answer(served: ServedModel, settings: ServeSettings) -> ModelAnswer:
+    return ModelAnswer(
+        **model_reference(served).model_dump(),
+        pooling=served.pooling,
+        labels=served.labels,
+        vocabulary_digest=served.vocabulary.digest,
+        encodes_counts=bool(served.vocabulary.medians),
+        max_length=served.max_length,
+        states=list(served.states),
+        embeddings=served.embeddings,
+        # Events are compared in what embeddings are read from.
+        perturbations=list(PERTURBATIONS) if served.embeddings else [],
+        limits=Limits(max_affected_genes=MOST_AFFECTED_GENES, **settings.model_dump(include=_LIMITS)),
     )
 
 
-def _perturbed(
-    request: PerturbRequest, cell: EncodedCell, result: PerturbedCell, states: Sequence[str], served: ServedModel
-) -> PerturbAnswer:
-    labels = served.labels
-    events = [
-        PerturbedEvent(
-            genes=genes,
-            symbols=[served.vocabulary.symbol(gene) for gene in genes],
-            similarity=None if states else float(values[0]),
-            shifts={state: float(value) for state, value in zip(states, values, strict=True)} if states else None,
-            probability_change=dict(zip(labels, map(float, changes), strict=True)),
-        )
-        for genes, values, changes in zip(result.genes, result.values_ES, result.changes_EC, strict=True)
-    ]
-    skipped = [SkippedEvent(genes=[gene], reason="not expressed in the cell") for gene in result.absent]
-    if result.absent and request.together:
-        skipped = [SkippedEvent(genes=result.absent, reason="not expressed in the cell, so there is no joint event")]
-    skipped += [SkippedEvent(genes=genes, reason="leaves no gene to compare") for genes in result.without_comparison]
-    return PerturbAnswer(
-        cell_id=_cell_id(request.cell, 0),
-        perturbation=request.perturbation,
-        probabilities=dict(zip(labels, map(float, result.probabilities), strict=True)),
-        events=events,
-        skipped=skipped,
-        unknown_share=cell.unknown_share,
-        model=_reference(served),
-    )
+_LIMITS = set(Limits.model_fields) - {"max_affected_genes"}

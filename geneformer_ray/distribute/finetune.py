@@ -16,6 +16,7 @@ from geneformer_ray.compute.scores import score
 from geneformer_ray.compute.training import TrainingOptions, balanced_weights, classifier_loss
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
+from geneformer_ray.distribute.class_states import class_states, example_cells, write_class_files
 from geneformer_ray.distribute.streamed_training import StreamedTraining
 from geneformer_ray.distribute.train_workers import TrainingRun, fit_all
 from geneformer_ray.distribute.worker import Worker
@@ -47,7 +48,7 @@ def finetune_trials(
     config
         ``cells``, ``model``, ``vocabulary``, ``tracking_uri`` (sources), ``options`` of the training,
         ``class_weights``, ``label_smoothing``, ``attention_dropout``, ``freeze_layers``, ``freeze_embeddings``,
-        ``patience``, ``output``.
+        ``patience``, ``examples``, ``output``.
     trials
         What is trained. A trial's fold is the number of its split.
     splits
@@ -143,20 +144,28 @@ class _TrialOnWorker:
             logits[rank :: share.workers] = part
         return self.split.targets[role], logits
 
+    def _read(self, rows: NDArray[np.int64]) -> list[NDArray[np.int32]]:
+        return [self.vocabulary.adapt(ids, self.cells_digest) for ids in self.table.read(rows).input_ids]
+
     def _predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        sequences = [self.vocabulary.adapt(ids, self.cells_digest) for ids in self.table.read(rows).input_ids]
-        return predict_logits(self.model, sequences, self.vocabulary.pad_id, execution=self.worker.execution)
+        return predict_logits(self.model, self._read(rows), self.vocabulary.pad_id, execution=self.worker.execution)
 
     def predict(self) -> None:
-        """Predict choosing and reporting cells with the kept weights, write that, and that all is written."""
+        """Predict choosing and reporting cells with the kept weights, average the classes, and write it all."""
         self.worker.gather(None)  # the first worker has written the weights once all are here
-        kept = find_model(storage.join(self.directory, "model"))
+        place = storage.join(self.directory, "model")
+        kept = find_model(place)
         self.model = CellClassifier.load(kept, self.vocabulary).to(self.worker.execution.device)
-        for role in ("choose", "report"):
-            targets, logits = self._scored(role)
-            if self.worker.leads:
-                ids = self.table.ids_of(self.split.rows[role])
-                write_predictions(self.directory, role, ids, targets, logits)
+        scored = {role: self._scored(role) for role in ("choose", "report")}
+        states = class_states(kept, self.split, self._read, self.vocabulary, seed=self.trial.seed, worker=self.worker)
         if self.worker.leads:
+            ids = {role: self.table.ids_of(self.split.rows[role]) for role in scored}
+            for role, (targets, logits) in scored.items():
+                write_predictions(self.directory, role, ids[role], targets, logits)
+            examples = None
+            if self.config["examples"]:
+                logits = scored["report"][1]
+                examples = example_cells(self.split, ids["report"], logits, self._read, seed=self.trial.seed)
+            write_class_files(place, states, examples)
             finished = {"trial": self.trial.name, "execution": self.worker.execution.reason}
             storage.write_json(storage.join(self.directory, FINISHED), finished)

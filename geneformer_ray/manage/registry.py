@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXPERIMENT",
     "NOT_THERE",
+    "WEIGHTS_TAG",
     "ModelVersion",
     "check_name",
     "find_registered",
@@ -26,12 +27,16 @@ __all__ = [
     "open_store",
     "pinned_uri",
     "reaching_store",
+    "use_store",
     "version_of_alias",
     "versions_of",
+    "weights_of",
     "without_credentials",
 ]
 
 EXPERIMENT = "geneformer-ray"
+# A version's tag with the hash of its weights and configuration.
+WEIGHTS_TAG = "weights_digest"
 # How MLflow says that a model or an alias does not exist, by kind of store.
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 # Seconds to wait for the SQLite file that another process has locked.
@@ -157,13 +162,16 @@ def is_registry_uri(model: str) -> bool:
     return model.startswith("models:/")
 
 
-def find_registered(uri: str, flag: str = "--model") -> Path:
-    """Give the local directory of a registered model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``."""
+def find_registered(uri: str, flag: str = "--model", into: str | None = None) -> Path:
+    """Give the local directory of a registered model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+
+    It is a copy below `into` where that is given; else where the store keeps it, or a download of its own.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
-        directory = Path(mlflow.artifacts.download_artifacts(uri))
+        directory = Path(mlflow.artifacts.download_artifacts(uri, dst_path=into))
     except MlflowException as error:
         raise InputError(flag, uri, f"a registered model ({str(error).splitlines()[0]})") from error
     found = directory / "artifacts"
@@ -225,3 +233,24 @@ def version_of_alias(name: str, alias: str) -> int | None:
         if error.error_code not in NOT_THERE:
             raise
         return None
+
+
+def weights_of(name: str, version: int, flag: str = "--model") -> str | None:
+    """Give the hash of the weights that were registered as a version, None where it was not told."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return mlflow.MlflowClient().get_model_version(name, str(version)).tags.get(WEIGHTS_TAG)
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        raise InputError(flag, f"models:/{name}/{version}", "a registered version") from error
+
+
+def use_store(uri: str) -> None:
+    """Ask this store from now on, in this process; unlike :func:`open_store` it writes nothing."""
+    import mlflow
+
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    mlflow.set_tracking_uri(uri)

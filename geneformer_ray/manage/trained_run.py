@@ -47,6 +47,7 @@ RECORD = "record.json"
 MISCLASSIFIED = "misclassified.csv"
 SCORED_ROLES = {"choose": "choosing", "report": "reporting"}
 EXAMPLE_CELLS = 2
+EXAMPLE_GENES = 3
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class TrainedRun:
     code_revision
         The commit that trained.
     example
-        Token id lists of some reporting cells.
+        Token id lists of some reporting cells, or of a made-up one where no cell may lie with the models.
     """
 
     output: str
@@ -161,9 +162,7 @@ class TrainedRun:
                 for split in record.splits
             ],
             code_revision=_code_revision(),
-            example=[
-                ids.tolist() for ids in record.table.read(record.splits[0].rows["report"][:EXAMPLE_CELLS]).input_ids
-            ],
+            example=_example(record),
         )
         for number, (split, manifest) in enumerate(zip(record.splits, record.manifests, strict=True)):
             storage.write_json(run.place("split", number), manifest)
@@ -240,6 +239,16 @@ def misclassified_cells(
 def digest_of_test(cell_ids: Sequence[str], targets: NDArray[np.int64], labels: Sequence[str]) -> str:
     """Hash which cells a figure was measured on, and what they truly are; in any order."""
     return digest_of(sorted([cell_id, labels[target]] for cell_id, target in zip(cell_ids, targets, strict=True)))
+
+
+def _example(record: Record) -> list[list[int]]:
+    if record.plan.get("examples", True):
+        rows = record.splits[0].rows["report"][:EXAMPLE_CELLS]
+        return [ids.tolist() for ids in record.table.read(rows).input_ids]
+    # Cells are data, which --no-examples keeps out of every model: a made-up one shows their form as well.
+    vocabulary = record.vocabulary
+    genes = [vocabulary.tokens[gene] for gene in vocabulary.genes[:EXAMPLE_GENES]]
+    return [[token for token in (vocabulary.cls_id, *genes, vocabulary.eos_id) if token is not None]]
 
 
 def _baseline(record: Record, split: GroupSplit) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from geneformer_ray.compute.model_directory import find_model
+from geneformer_ray.compute.model_directory import find_model, weights_digest
 from geneformer_ray.data import storage
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.manage import plots
@@ -21,7 +21,7 @@ from geneformer_ray.manage.promotion import (
     TEST_TAG,
     VOCABULARY_TAG,
 )
-from geneformer_ray.manage.registry import reaching_store
+from geneformer_ray.manage.registry import WEIGHTS_TAG, reaching_store
 from geneformer_ray.manage.runs import DIGEST_TAG, RunRecord, log_run, register
 from geneformer_ray.manage.trained_run import MISCLASSIFIED, Record, TrainedRun, digest_of_test
 from geneformer_ray.manage.training_curves import TrainingCurve, training_curves
@@ -101,8 +101,8 @@ def _log_trial(run: TrainedRun, trial: Trial, registered_model: str | None, then
     directory = trial.directory(run.output)
     scores = storage.read_json(storage.join(directory, "scores.json"))
     digest = digest_of(run.id, trial.name)
-    tags = _trial_tags(run, trial, scores)
     model = find_model(storage.join(directory, "model"), "--output")
+    tags = {**_trial_tags(run, trial, scores), WEIGHTS_TAG: weights_digest(model)}
     record = _trial_record(run, trial, digest, scores, tags)
     with reaching_store(then):
         run_id = log_run(record)

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from geneformer_ray.compute.model_directory import save_model
+from geneformer_ray.compute.cell_states import states_in_file
+from geneformer_ray.compute.model_directory import save_model, weights_digest
 from geneformer_ray.compute.pretraining import new_model
 from geneformer_ray.compute.scores import probabilities
 from geneformer_ray.data.cells import CellTable
@@ -25,7 +26,7 @@ from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.manage import registry
 from geneformer_ray.manage.registry import open_store
 from geneformer_ray.manage.trials import Trial, read_predictions
-from ray_jobs import finetune, register, tokenize
+from ray_jobs import embed, finetune, register, tokenize
 from ray_jobs.command_line import build, main
 from tests.integration.small_data import GROUPS, SmallData
 
@@ -100,6 +101,32 @@ def locked_once(started: Path, database: Path) -> Iterator[None]:
         thread.join()
 
 
+def check_class_files(model: Path, trial: Trial, folder: Path, embedded: Path) -> None:
+    """A registered model's states are the embed job's for its training cells; its examples are as it takes them."""
+    states = json.loads((model / "states.json").read_text())
+    assert states["model"] == weights_digest(model)
+    embed.run(build(embed.EmbedConfig, {
+        "cells": str(folder / "cells"), "model": str(model), "filter": {"donor": [GROUPS["train"]]},
+        "state_column": "cell_type", "output": str(embedded),
+    }))  # fmt: skip
+    offline = json.loads((embedded / "states.json").read_text())
+    assert states_in_file(states, {name: offline[name] for name in ("model", "embedding", "layer")}) == states["states"]
+    assert list(states["states"]) == ["alpha", "beta"] and states["cells_by_state"] == {"alpha": 15, "beta": 15}
+    for label, mean in offline["states"].items():
+        np.testing.assert_allclose(states["states"][label], mean, atol=1e-6)
+
+    examples = json.loads((model / "examples.json").read_text())
+    ids, targets, logits = read_predictions(trial.directory(str(embedded.parent / "out")), "report")
+    recognised = {ids[i]: ["alpha", "beta"][targets[i]] for i in np.flatnonzero(logits.argmax(axis=1) == targets)}
+    assert [cell["label"] for cell in examples] == sorted(set(recognised.values()))
+    table, vocabulary = CellTable(str(folder / "cells")), GeneVocabulary.load(str(model))
+    for cell in examples:
+        assert recognised[cell["cell_id"]] == cell["label"]
+        row = table.cell_ids.tolist().index(cell["cell_id"])
+        (stored,) = table.read(np.array([row])).input_ids
+        assert cell["input_ids"] == vocabulary.adapt(stored, table.vocabulary_digest).tolist()
+
+
 def test_a_store_lost_while_training_costs_no_model_and_register_finishes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +168,8 @@ def test_a_store_lost_while_training_costs_no_model_and_register_finishes(
         _, _, logits = read_predictions(trial.directory(str(output)), "report")
         answers = model.predict(model.input_example).to_numpy()
         np.testing.assert_allclose(answers, probabilities(logits)[: len(answers)], atol=1e-5)
+        registered = registry.find_registered(f"models:/late/{version.version}")
+        check_class_files(registered, trial, folder, tmp_path / f"embedded-{trial.name}")
 
     assert register.run(config) == summary
     assert len(versions("late")) == len(trials)
@@ -151,7 +180,8 @@ def test_folds_report_every_cell_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    assert finetuned(monkeypatch, flags(folder, output, folds="3", pooling="mean", registered_model="folds")) == 0
+    arguments = flags(folder, output, folds="3", pooling="mean", registered_model="folds")
+    assert finetuned(monkeypatch, [*arguments, "--no-examples"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert [(trial["pooling"], trial["fold"]) for trial in summary["trials"]] == [("mean", fold) for fold in range(3)]
     for name in ("macro_f1", "accuracy"):
@@ -175,3 +205,10 @@ def test_folds_report_every_cell_once(
     assert sorted(groups) == sorted(GROUPS.values())
     assert sorted(reported) == sorted(table.cell_ids.tolist())
     assert [version.tags["fold"] for version in versions("folds")] == ["0", "1", "2"]
+
+    # Cells are data: those who keep them back get models without any.
+    for number in range(1, 4):
+        model = registry.find_registered(f"models:/folds/{number}")
+        assert (model / "states.json").exists() and not (model / "examples.json").exists()
+        example = mlflow.pyfunc.load_model(f"models:/folds/{number}").input_example
+        assert [list(ids) for ids in example["input_ids"]] == [[2, 3, 4]]  # the first genes of the vocabulary

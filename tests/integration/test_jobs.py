@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from geneformer_ray.compute.classifier import POOLINGS, CellClassifier
+from geneformer_ray.compute.classifier import POOLINGS, CellClassifier, predict_logits
+from geneformer_ray.compute.execution import choose_execution
+from geneformer_ray.compute.model_directory import weights_digest
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError, OutputExistsError, UnknownGeneError, VocabularyMismatch
@@ -135,7 +137,7 @@ def test_the_champion_carries_the_states_of_its_classes_and_examples(chain: Chai
     for cell in examples:
         row = table.cell_ids.tolist().index(cell["cell_id"])
         assert (table.column("donor", "--group")[row], types[row]) == (GROUPS["report"], cell["label"])
-        (logits,) = predict_logits(classifier, [np.array(cell["input_ids"])], 0)
+        (logits,) = predict_logits(classifier, [np.array(cell["input_ids"])], 0, execution=choose_execution(cpus=1))
         assert classifier.labels[logits.argmax()] == cell["label"]
 
 
@@ -172,7 +174,7 @@ def test_registered_model_predicts_through_mlflow(chain: Chain) -> None:
 def test_embeddings_and_states(chain: Chain) -> None:
     table = pq.read_table(chain.summaries["embed"]["tables"]["embeddings"])
     assert table.column_names == ["cell_id", "embedding"]
-    states = json.loads(Path(chain.at("embeddings", "states.json")).read_text())
+    states = json.loads(Path(chain.at("embeddings", "states.json")).read_text())["states"]
     vectors = np.array(table["embedding"].to_pylist())
     types = {row["cell_id"]: row["cell_type"] for row in pq.read_table(chain.at("cells")).to_pylist()}
     alpha = np.array([types[cell_id] == "alpha" for cell_id in table["cell_id"].to_pylist()])

@@ -391,7 +391,9 @@ def test_a_large_cell_is_whole_or_set_aside(setting: Setting, tmp_path: Path) ->
     fine = setting.run(tmp_path / "fine", "--perturbation", "overexpress", "--genes", ",".join(names), **flags)
     assert fine.code == 0, fine.errors
     assert fine.summary["rejected"] == 0
-    run = setting.run(tmp_path / "out", "--perturbation", "overexpress", "--max-rejected", "1", **flags)
+    every = ",".join(setting.vocabulary.genes)
+    more = ("--perturbation", "overexpress", "--genes", every, "--max-rejected", "1")
+    run = setting.run(tmp_path / "out", *more, **flags)
     assert run.code == 0, run.errors
     assert items_done(tmp_path / "out") > 2
     assert (run.summary["rejected"], run.summary["events"], run.summary["rows"]) == (2, 0, 0)

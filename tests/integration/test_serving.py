@@ -151,22 +151,30 @@ def test_perturbing_gives_the_screens_numbers(served: Served, vocabulary: GeneVo
     adapted = served.vocabulary.adapt(ids, vocabulary.digest)
     encoder = Encoder.load(served.directory, layer=-1, execution=EXECUTION)
     given = json.loads((served.directory / "states.json").read_text())
-    names = [vocabulary.names[token] for token in (21, 9)]
-    body: dict[str, Any] = {"cell": {"input_ids": ids.tolist()}, "genes": [*names, "GENE39"]}
-    for states in ({}, {"goal": "beta", "start": "alpha"}):
-        reading = Reading(states={s: np.array(given[s], dtype=np.float32) for s in states.values()})
-        plan = PerturbationPlan("delete", (21, 9))
-        offline = shift_cell(encoder, adapted, plan, reading, served.vocabulary).values_ES
-        response = served.client.post("/v1/perturb", json=body | states)
-        assert response.status_code == 200, response.text
-        answer = response.json()
-        assert answer["skipped"] == [{"genes": ["GENE39"], "reason": "not expressed in the cell"}]
-        assert [event["genes"] for event in answer["events"]] == [[name] for name in names]
-        for event, values, token in zip(answer["events"], offline, (21, 9), strict=True):
-            got = list(event["shifts"].values()) if states else [event["similarity"]]
-            np.testing.assert_allclose(got, values, atol=1e-5)
-            after, before = served.offline([adapted[adapted != token], adapted])
-            np.testing.assert_allclose(list(event["probability_change"].values()), after - before, atol=1e-5)
+    names = {vocabulary.names[token]: token for token in (21, 9)}
+    body: dict[str, Any] = {"cell": {"input_ids": ids.tolist()}, "genes": [*names, "GENE39"], "goal": "beta"}
+    response = served.client.post("/v1/perturb", json=body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["skipped"] == [{"genes": ["GENE39"], "reason": "not expressed in the cell"}]
+    plan = PerturbationPlan("delete", tuple(names.values()))
+    states = {state: np.array(vector, dtype=np.float32) for state, vector in given.items()}
+    similarity, shifts = (
+        dict(zip(found.genes, found.values_ES, strict=True))
+        for found in (
+            shift_cell(encoder, adapted, plan, reading, served.vocabulary)
+            for reading in (Reading(), Reading(states=states))
+        )
+    )
+    towards = [event["shifts"]["beta"] for event in answer["events"]]
+    assert towards == sorted(towards, reverse=True)
+    assert {event["genes"][0] for event in answer["events"]} == names.keys()
+    for event in answer["events"]:
+        token = names[event["genes"][0]]
+        np.testing.assert_allclose(event["similarity"], similarity[(token,)][0], atol=1e-5)
+        np.testing.assert_allclose([event["shifts"][state] for state in states], shifts[(token,)], atol=1e-5)
+        after, before = served.offline([adapted[adapted != token], adapted])
+        np.testing.assert_allclose(list(event["probability_change"].values()), after - before, atol=1e-5)
 
 
 def test_errors_have_one_body(served: Served) -> None:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from geneformer_ray.compute.classifier import new_classifier
 from geneformer_ray.compute.execution import choose_execution
+from geneformer_ray.compute.model_directory import weights_digest
 from geneformer_ray.compute.optimisation import Optimisation
 from geneformer_ray.compute.training import Share, TrainingOptions, classifier_loss, train_step, training_plan
 from geneformer_ray.data.batching import TrainingPlan
@@ -79,7 +80,7 @@ def setting(vocabulary: GeneVocabulary, model_directory: Path, tmp_path_factory:
     config = {
         "cells": str(file), "model": str(model_directory), "vocabulary": None, "tracking_uri": None,
         "options": OPTIONS, "class_weights": "none", "label_smoothing": 0.0, "attention_dropout": 0.0,
-        "freeze_layers": 1, "freeze_embeddings": True, "patience": None,
+        "freeze_layers": 1, "freeze_embeddings": True, "patience": None, "examples": True,
     }  # fmt: skip
     return Setting(cells, split, config)
 
@@ -100,6 +101,13 @@ def assert_same(first: Path, second: Path, trial: Trial) -> None:
         assert ids == others[role][0]
         np.testing.assert_array_equal(targets, others[role][1])
         np.testing.assert_allclose(logits, others[role][2], atol=1e-4)
+    model, other = (Path(trial.directory(str(output)), "model") for output in (first, second))
+    assert (model / "examples.json").read_bytes() == (other / "examples.json").read_bytes()
+    states, those = (json.loads((place / "states.json").read_text()) for place in (model, other))
+    assert states["model"] == weights_digest(model)
+    assert {**states, "model": "", "states": ""} == {**those, "model": "", "states": ""}
+    for label, mean in states["states"].items():
+        np.testing.assert_allclose(mean, those["states"][label], atol=1e-4)
 
 
 # ---------------------------------------------------------------------- the stream

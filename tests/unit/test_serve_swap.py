@@ -1,0 +1,234 @@
+"""Another version takes the place of the one that serves, or does not: a real registry, no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from geneformer_ray.compute.classifier import new_classifier
+from geneformer_ray.compute.execution import choose_execution
+from geneformer_ray.compute.model_directory import weights_digest
+from geneformer_ray.data.vocabulary import GeneVocabulary
+from geneformer_ray.errors import InputError, RegistryUnavailable
+from geneformer_ray.manage.registry import WEIGHTS_TAG, open_store
+from geneformer_ray.manage.runs import register
+from serve.found_model import ModelSource
+from serve.model import ServedModel
+from serve.model_cache import ModelCache
+from serve.watcher import ModelWatcher
+
+EXECUTION = choose_execution(cpus=1)
+LABELS = ["alpha", "beta", "delta"]
+
+
+class Lab:
+    """A registry with versions of one model. The database is one for all tests: to make it takes seconds."""
+
+    def __init__(self, folder: Path, database: Path, trunk: Path, vocabulary: GeneVocabulary) -> None:
+        self.folder, self.trunk, self.vocabulary = folder, trunk, vocabulary
+        self.database = database
+        self.uri = f"sqlite:///{self.database}"
+        self.name = folder.name
+
+    def train(self, seed: int, labels: list[str] = LABELS) -> Path:
+        torch.manual_seed(seed)
+        classifier, own = new_classifier(self.trunk, self.vocabulary, labels, "mean")
+        directory = self.folder / f"model{seed}"
+        classifier.save(directory, own)
+        return directory
+
+    def register(self, directory: Path, **tags: str) -> int:
+        client = mlflow.MlflowClient()
+        run = client.create_run(client.get_experiment_by_name("geneformer-ray").experiment_id)
+        given = {WEIGHTS_TAG: weights_digest(directory), **tags}
+        return register(run.info.run_id, f"{self.name} {directory.name}", directory, self.name, given, [[2, 3]]).version
+
+    def champion(self, version: int) -> None:
+        mlflow.MlflowClient().set_registered_model_alias(self.name, "champion", str(version))
+
+    def source(self) -> ModelSource:
+        return ModelSource(f"models:/{self.name}@champion", self.uri, ModelCache(self.folder / "cache"))
+
+    def away(self) -> Path:
+        """Take the registry away."""
+        return self.database.rename(self.folder / "away.db")
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        open_store(str(folder))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def lab(
+    tmp_path: Path,
+    database: Path,
+    model_directory: Path,
+    vocabulary: GeneVocabulary,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Lab]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    mlflow.set_tracking_uri(f"sqlite:///{database}")
+    made = Lab(tmp_path, database, model_directory, vocabulary)
+    yield made
+    away = tmp_path / "away.db"
+    if away.exists():
+        away.rename(database)
+
+
+class Replica:
+    """What holds a model, and the watcher that replaces it."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self.model = self._open(source.find())
+        self.refused = 0
+        self.watcher = ModelWatcher(source, self._open, lambda: self.model, self._replace, self._count_refusal, 1)
+
+    @staticmethod
+    def _open(found: Any) -> ServedModel:
+        return ServedModel(found, execution=EXECUTION)
+
+    def _count_refusal(self) -> None:
+        self.refused += 1
+
+    def _replace(self, model: ServedModel) -> None:
+        self.model = model
+
+    def look(self) -> int | None:
+        asyncio.run(self.watcher.look())
+        return self.model.version
+
+
+def test_the_alias_is_followed_there_and_back(lab: Lab) -> None:
+    first, second = lab.register(lab.train(1)), lab.register(lab.train(2))
+    lab.champion(first)
+    replica = Replica(lab.source())
+    old = replica.model
+    assert replica.look() == first
+    assert replica.model is old  # nothing moved, nothing loaded
+    lab.champion(second)
+    assert replica.look() == second
+    assert replica.model.digest == weights_digest(lab.folder / "model2")
+    lab.champion(first)
+    assert replica.look() == first
+    cell = [np.array([5, 6, 7])]
+    np.testing.assert_array_equal(replica.model.logits(cell), old.logits(cell))
+    assert replica.refused == 0
+
+
+def _truncate(directory: Path) -> None:
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def _no_number(directory: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(directory / "model.safetensors")
+    name = next(name for name in weights if "classifier.weight" in name)
+    weights[name][0, 0] = float("nan")
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("spoil", [_truncate, _no_number])
+def test_a_broken_candidate_is_refused_and_the_old_one_serves_on(
+    lab: Lab, spoil: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, broken = lab.register(lab.train(1)), lab.train(2)
+    spoil(broken)
+    second = lab.register(broken)
+    lab.champion(first)
+    replica = Replica(lab.source())
+    lab.champion(second)
+    assert replica.look() == first
+    assert replica.look() == first
+    assert replica.refused == 1  # not tried again at every look
+    assert f"version {second} is refused, version {first} serves on" in caplog.text
+    third = lab.register(lab.train(3))
+    lab.champion(third)
+    assert replica.look() == third
+
+
+def test_other_weights_than_were_registered_are_refused(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = lab.register(lab.train(1)), lab.register(lab.train(2), **{WEIGHTS_TAG: "0123456789abcdef"})
+    lab.champion(first)
+    replica = Replica(lab.source())
+    lab.champion(second)
+    assert replica.look() == first
+    assert "0123456789abcdef, which were registered" in caplog.text
+
+
+def test_a_model_of_other_genes_is_refused(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    from geneformer_ray.compute.model_directory import save_model
+    from geneformer_ray.compute.pretraining import new_model
+
+    first = lab.register(lab.train(1))
+    lab.champion(first)
+    replica = Replica(lab.source())
+    others = GeneVocabulary.from_medians({f"OTHER{number}": 1.0 for number in range(40)}, max_length=16)
+    save_model(new_model(others, layers=2, width=16, heads=2, feed_forward=32), others, lab.folder / "others")
+    lab.trunk, lab.vocabulary = lab.folder / "others", others
+    lab.champion(lab.register(lab.train(4)))
+    assert replica.look() == first
+    assert "genes of the present one" in caplog.text
+
+
+def test_a_registry_that_is_gone_changes_nothing(lab: Lab) -> None:
+    first, second = lab.register(lab.train(1)), lab.register(lab.train(2))
+    lab.champion(first)
+    replica = Replica(lab.source())
+    away = lab.away()
+    assert replica.look() == first
+    assert replica.refused == 0
+    # A start without it serves the same from this machine's copy.
+    alone = Replica(lab.source())
+    assert (alone.model.version, alone.model.digest) == (first, replica.model.digest)
+    away.rename(lab.database)
+    lab.champion(second)
+    assert (replica.look(), alone.look()) == (second, second)
+    lab.away()
+    assert Replica(lab.source()).model.version == second
+
+
+def test_a_copy_that_was_tampered_with_is_not_served(lab: Lab) -> None:
+    lab.champion(lab.register(lab.train(1)))
+    lab.source().find()
+    (weights,) = (lab.folder / "cache").rglob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-8] + b"tampered")
+    lab.away()
+    with pytest.raises(InputError, match="other weights"):
+        lab.source().find()
+
+
+def test_without_registry_and_copy_there_is_one_line(lab: Lab) -> None:
+    lab.champion(lab.register(lab.train(1)))
+    lab.away()
+    with pytest.raises(InputError, match=r"not in .*cache.*there is no such file"):
+        lab.source().find()
+    with pytest.raises(RegistryUnavailable):
+        ModelSource(f"models:/{lab.name}@champion", lab.uri, None).find()
+
+
+def test_old_copies_go(lab: Lab) -> None:
+    versions = [lab.register(lab.train(seed)) for seed in range(1, 6)]
+    for version in versions:
+        lab.champion(version)
+        lab.source().find()
+    kept = {int(path.name) for path in (lab.folder / "cache" / lab.name).iterdir() if path.name.isdigit()}
+    assert kept == set(versions[-3:])
+    assert json.loads((lab.folder / "cache" / lab.name / "aliases.json").read_text()) == {"champion": versions[-1]}
+    shutil.rmtree(lab.folder / "cache")
+    assert lab.source().find().version == versions[-1]
