@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Test processes side by side, each with whole files; most of a test's time is spent waiting for Ray to start.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_VERSION := 26.3
@@ -38,10 +40,10 @@ test: setup ## unit tests, then integration tests
 	@$(MAKE) --no-print-directory integration
 
 unit: setup ## tests without Ray: seconds (more flags: ARGS="-k name")
-	@$(BIN)/python -m pytest tests/unit -q $(ARGS)
+	@$(BIN)/python -m pytest tests/unit -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 integration: setup ## tests with real Ray, MLflow and Serve: minutes
-	@$(BIN)/python -m pytest tests/integration -q -m 'not slow' $(ARGS)
+	@$(BIN)/python -m pytest tests/integration -q -m 'not slow' -n $(WORKERS) --dist loadfile $(ARGS)
 
 slow: setup ## whole studies, and jobs that are killed and go on: minutes, before a release
 	@$(BIN)/python -m pytest tests/integration -q -m slow $(ARGS)

@@ -7,7 +7,8 @@
     │   ├── UnknownGeneError      a gene that the vocabulary does not hold, with the nearest matches
     │   └── VocabularyMismatch    cells, model or table were made with another vocabulary
     ├── OutputExistsError     the output already holds something that must not be mixed (exit code 2)
-    └── RegistryUnavailable   MLflow is down, locked or refuses; what was trained lies on disk (exit code 1)
+    ├── RegistryUnavailable   MLflow is down, locked or refuses; what was trained lies on disk (exit code 1)
+    └── ServiceError          a service that was asked (geneformer_ray.client) refused, or did not answer
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ ModelT = TypeVar("ModelT", bound="PreTrainedModel")
 
 # Not "*.safetensors": on the hub an asterisk matches slashes too, and would bring every model of the repository.
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
-_MODEL_FILES = ("config.json", *_WEIGHTS, "vocabulary.json")
+_MODEL_FILES = ("config.json", *_WEIGHTS, "vocabulary.json", "states.json", "examples.json")
 
 
 def find_model(model: str, flag: str = "--model") -> Path:

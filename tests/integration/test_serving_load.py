@@ -310,3 +310,21 @@ def test_a_client_that_leaves_and_a_deadline_free_their_place(service: Service) 
             return time.monotonic() - started
 
     assert asyncio.run(ask()) < 10
+
+
+@pytest.mark.slow
+def test_who_comes_when_the_queue_is_full_is_told_when_to_come_again(service: Service) -> None:
+    body = {"cells": [{"input_ids": list(range(2, 17))}] * 64}
+
+    async def ask() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=500)
+        async with httpx.AsyncClient(base_url=service.url, timeout=60, limits=limits) as client:
+            return await asyncio.gather(*(client.post("/v1/classify", json=body) for _ in range(500)))
+
+    answers = asyncio.run(ask())
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.status_code == 503)
+    offline = service.versions[service.serving()].classify([np.arange(2, 17, dtype=np.int32)])[0].max()
+    for answer in answers:
+        if answer.status_code == 200:
+            assert abs(answer.json()["cells"][0]["probability"] - offline) < 1e-5

@@ -530,7 +530,7 @@ def test_ids_are_compared_in_ranges_of_hashes(tmp_path: Path, monkeypatch: pytes
 def test_equal_hashes_of_different_ids_are_not_taken_for_equal_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cell_ids, "_hashes", lambda ids, prefix: np.array([len(name) for name in ids], np.uint64))
+    monkeypatch.setattr(cell_ids, "hash_ids", lambda ids, prefix: np.array([len(name) for name in ids], np.uint64))
     good = write(tmp_path / "good.h5ad", COUNTS, cells=["a", "b", "c", "dd", "ee", "f", "g"])
     assert repeated_ids([(good, "")], CountFile) is None
     other = write(tmp_path / "other.h5ad", COUNTS, cells=["h", "i", "j", "ff", "ee", "k", "l"])
