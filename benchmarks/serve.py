@@ -189,7 +189,7 @@ def main() -> None:
           f"{found['cells/s 32']:.1f} cells/s 32 at once\n", flush=True)  # fmt: skip
     rows: list[dict[str, Any]] = []
     for proxy in given.proxies.split(","):
-        for what in ("batched", "unbatched") if proxy == "default" else ("batched",):
+        for what in ("batched", "unbatched"):
             for row in served(what, folder, given.seconds, found, **PROXIES[proxy]):
                 rows.append({"proxy": proxy, "what": what, **row})
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pyarrow import ipc
 
 from geneformer_ray.data.counts import CountBlock, CountFile
+from geneformer_ray.data.left_out import reasons_left_out
 from geneformer_ray.data.rank_value import EncodedCells, RankValueEncoder
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError
@@ -40,10 +41,6 @@ CELLS_SCHEMA = pa.schema(
     ]
 )
 CELLS_AT_ONCE = 500
-# As tokenize words them.
-NOT_PASSED = "filter_pass is not 1"
-NO_COUNTS = "no counts"
-NO_KNOWN_GENE = "no expressed gene that the vocabulary knows"
 # What the library names by its flags goes by other names in a request.
 FIELDS = {"--input": "body", "--counts": "counts", "--gene-column": "gene_column"}
 WORDS = {"--counts ": "counts=", "--gene-column ": "gene_column=", "--allow-non-integer": "allow_non_integer=true"}
@@ -176,8 +173,8 @@ def _encoder(file: CountFile, vocabulary: GeneVocabulary) -> RankValueEncoder:
 
 
 def _batch(block: CountBlock, encoded: EncodedCells, shares: NDArray[np.float64]) -> pa.RecordBatch:
-    reasons = _reasons(block, encoded)
-    left_out = np.array([reason is not None for reason in reasons])
+    reasons = reasons_left_out(block, encoded)
+    left_out = reasons != ""
     lengths = np.where(left_out, 0, encoded.lengths)
     kept = np.repeat(~left_out, encoded.lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -185,19 +182,9 @@ def _batch(block: CountBlock, encoded: EncodedCells, shares: NDArray[np.float64]
         pa.array(block.cell_ids, pa.string()),
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(encoded.ids[kept])),
         pa.array(shares),
-        pa.array(reasons, pa.string()),
+        pa.array(reasons, pa.string(), mask=~left_out),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=CELLS_SCHEMA)
-
-
-def _reasons(block: CountBlock, encoded: EncodedCells) -> list[str | None]:
-    """Say why each cell has no encoding; None where it has one."""
-    sums = np.asarray(block.counts.sum(axis=1)).ravel()
-    reasons: list[str | None] = []
-    for passed, genes, total in zip(block.passed, encoded.genes_before_cut, sums, strict=True):
-        why = NO_COUNTS if total == 0 else NO_KNOWN_GENE
-        reasons.append(NOT_PASSED if not passed else why if genes == 0 else None)
-    return reasons
 
 
 def _refusal(error: InputError) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from geneformer_ray.compute.model_directory import model_vocabulary, read_config
 from geneformer_ray.errors import InputError
 from geneformer_ray.progress import say
 from serve.app import build
-from serve.found_model import find_served_model
+from serve.found_model import ModelSource
+from serve.keys import check_keys
+from serve.model_cache import ModelCache
 from serve.settings import ServeSettings
 
 __all__ = ["free_port", "running"]
@@ -30,7 +32,8 @@ __all__ = ["free_port", "running"]
 APPLICATION = "geneformer"
 HOST = "127.0.0.1"
 READY_SECONDS = 30.0
-REQUEST_SECONDS = 60.0
+# Serve gives a request up later than the service itself, whose answer says more.
+SECONDS_AFTER_DEADLINE = 30.0
 
 
 def free_port() -> int:
@@ -70,7 +73,8 @@ def running(settings: ServeSettings, port: int = 0) -> Iterator[str]:
     if there.proxies or there.applications:
         raise InputError("Ray Serve", "running already on this cluster", "a cluster without it, or `serve deploy`")
     # Said here in one line; a replica would be tried several times and end in its own trace.
-    found = find_served_model(settings.model, settings.tracking_uri)
+    check_keys(settings, HOST)
+    found = ModelSource(settings.model, settings.tracking_uri, ModelCache(settings.cache_directory)).find()
     model_vocabulary(found.directory, settings.vocabulary, read_config(found.directory, "model"))
     application = build(settings.model_dump())
     port = port or free_port()
@@ -79,7 +83,7 @@ def running(settings: ServeSettings, port: int = 0) -> Iterator[str]:
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     ray_serve.start(
         proxy_location="HeadOnly",
-        http_options={"host": HOST, "port": port, "request_timeout_s": REQUEST_SECONDS},
+        http_options={"host": HOST, "port": port, "request_timeout_s": settings.deadline_s + SECONDS_AFTER_DEADLINE},
         logging_config=quiet,
     )
     try:

@@ -14,6 +14,7 @@ from geneformer_ray.data import storage
 from geneformer_ray.data.cell_schema import cells_encoding, cells_schema
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.data.encoding_report import GeneReport
+from geneformer_ray.data.left_out import reasons_left_out
 from geneformer_ray.data.rank_value import RankValueEncoder
 from geneformer_ray.data.shards import finished_items, mark_finished, write_shard
 from geneformer_ray.data.vocabulary import GeneVocabulary
@@ -26,8 +27,6 @@ from geneformer_ray.progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
     from geneformer_ray.data.counts import CountBlock, CountFile
     from geneformer_ray.data.encoding_report import EncodingReport
     from geneformer_ray.data.rank_value import EncodedCells
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["REJECTS", "TokenizeWorker", "encode", "gene_reports", "save_as_dataset"]
 
 REJECTS = "_rejects"
-NOT_PASSED = "filter_pass is not 1"
-NO_COUNTS = "no counts"
-NO_KNOWN_GENE = "no expressed gene that the vocabulary knows"
 
 
 class TokenizeWorker:
@@ -84,7 +80,7 @@ class TokenizeWorker:
         file, encoder = self._open(stretch)
         block = file.block(stretch.start, stretch.stop, self.columns)
         encoded = encoder.encode(block.counts, block.totals)
-        reasons = _reasons(block, encoded)
+        reasons = reasons_left_out(block, encoded)
         kept = reasons == ""
         ids = pa.array([stretch.prefix + cell_id for cell_id in block.cell_ids], pa.string())
         table = self._table(ids, block, encoded, stretch.path)
@@ -116,17 +112,6 @@ class TokenizeWorker:
                 got = f"{name} of {path}, {block.obs[name].type} values that are no {kind} of the other files ({error})"
                 raise InputError("--obs-columns", got, "a column of one kind in all files") from error
         return pa.table([ids, lists, lengths, *columns], schema=self.schema)
-
-
-def _reasons(block: CountBlock, encoded: EncodedCells) -> NDArray[np.object_]:
-    """Say why each cell is left out; nothing where it is not."""
-    reasons = np.full(len(block.cell_ids), "", dtype=object)
-    reasons[encoded.genes_before_cut == 0] = NO_KNOWN_GENE
-    without = np.flatnonzero(encoded.genes_before_cut == 0)
-    counted = np.asarray(block.counts[without].sum(axis=1)).ravel()
-    reasons[without[counted == 0]] = NO_COUNTS
-    reasons[~block.passed] = NOT_PASSED
-    return reasons
 
 
 def gene_reports(inputs: CountInputs, vocabulary: GeneVocabulary) -> list[GeneReport]:

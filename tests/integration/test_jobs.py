@@ -236,6 +236,7 @@ def test_statistics_table(chain: Chain) -> None:
     assert table["cells"][0].as_py() == len(mine)
 
 
+@pytest.mark.slow
 def test_an_interrupted_screen_resumes_to_the_same_table(chain: Chain, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = {"cells": chain.at("cells"), "model": chain.at("pretrained", "model"), "genes": "GENE00,GENE15"}

@@ -287,6 +287,7 @@ def test_a_locked_store_costs_no_model(record: Record, store: Path, monkeypatch:
     assert manifest(record)["summary"] == summary
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_one_line_and_exit_code_1(record: Record, store: Path) -> None:
     record_trials(replace(record, registered_model=None))
     shutil.rmtree(record.table.path)  # the cells are not needed any more

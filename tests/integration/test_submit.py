@@ -144,6 +144,7 @@ def test_the_jobs_api_wants_the_token(head: Head) -> None:
     assert httpx.get(f"{head.address}/api/jobs/").status_code == 401
 
 
+@pytest.mark.slow
 def test_a_submitted_training_finds_its_workers_on_the_cluster(
     head: Head, small_data: SmallData, tmp_path: Path
 ) -> None:

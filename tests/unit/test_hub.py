@@ -153,7 +153,7 @@ def test_what_is_asked_of_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", record)
     dictionaries = ["geneformer/token_dictionary_gc104M.pkl", "geneformer/gene_dictionaries_30m/gene_name_id_dict.pkl"]
-    own = ["config.json", "model.safetensors", "model-00001-of-00002.safetensors", "vocabulary.json"]
+    own = ["config.json", "model.safetensors", "model-00001-of-00002.safetensors", "vocabulary.json", "states.json"]
     others = ["V2/pytorch_model.bin", "V2/training_args.bin", "V1/model.safetensors", "examples/x.ipynb", "README.md"]
     files = [*dictionaries, *own, *(f"V2/{name}" for name in own), *others]
     hub.put(NEW, "config.json", b"{}")

@@ -24,7 +24,6 @@ from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.data.counts import CountFile
 from geneformer_ray.data.rank_value import RankValueEncoder
 from geneformer_ray.data.vocabulary import GeneVocabulary
-from serve import h5ad_reader
 from serve.api import create_api
 from serve.model import ServedModel
 from serve.settings import ServeSettings
@@ -206,13 +205,6 @@ def test_more_cells_than_are_read_at_once_keep_their_order(
     encoder = RankValueEncoder(served.vocabulary, GENES)
     encoded = encoder.encode(counts.astype(float), np.maximum(counts.sum(axis=1), 1))
     assert ids[sparse.csr_matrix] == ids[sparse.csc_matrix] == [encoded.cell(i).tolist() for i in range(len(counts))]
-
-
-def test_reasons_are_worded_as_tokenize_words_them() -> None:
-    from geneformer_ray.distribute import tokenize
-
-    for name in ("NOT_PASSED", "NO_COUNTS", "NO_KNOWN_GENE"):
-        assert getattr(h5ad_reader, name) == getattr(tokenize, name)
 
 
 # ---------------------------------------------------------------------- files that are not whole, or not friendly
