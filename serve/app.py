@@ -18,7 +18,7 @@ from ray import serve as ray_serve
 
 from geneformer_ray.compute.execution import choose_execution
 from serve.api import create_api
-from serve.batches import SHORT_TOKENS, ModelThread, Piece, abandon, cut, joined
+from serve.batches import SHORT_TOKENS, Computed, ModelThread, Piece, abandon, cut, joined
 from serve.bound_host import bound_host
 from serve.found_model import FoundModel, ModelSource
 from serve.keys import check_keys
@@ -27,13 +27,13 @@ from serve.model_cache import ModelCache
 from serve.ray_metrics import RayMetrics
 from serve.request_log import note, write_requests_to_stderr
 from serve.settings import ServeSettings
-from serve.watcher import ModelWatcher
+from serve.watcher import ModelWatcher, first_model
 
-__all__ = ["GeneformerService", "app", "build"]
+__all__ = ["GeneformerService", "build"]
 
 ResultT = TypeVar("ResultT")
-# Batches that Serve has formed wait for the model's thread, which joins them: none waits for another to end.
-BATCHES_AT_ONCE = 128
+# Batches that Serve has formed wait for the model's thread, which joins them.
+BATCHES_AT_ONCE, PIECES_AT_ONCE = 256, 4
 # Where they are more for a while, another replica is started: a few batches are in the model or wait for it.
 REQUESTS_A_REPLICA = 16
 
@@ -71,8 +71,9 @@ class GeneformerService:
         write_requests_to_stderr()
         self._execution = choose_execution(cpus=settings.num_cpus, gpu=settings.num_gpus > 0)
         source = ModelSource(settings.model, settings.tracking_uri, ModelCache(settings.cache_directory))
-        self._model = self._open(source.find())
+        self._model = first_model(source, self._open)
         self._tell_model()
+        self._longest = 0
         self._thread = ModelThread(settings.num_cpus, settings.tokens_of_a_batch, self._metrics)
         self._set_batch_size()
         self._watcher = ModelWatcher(
@@ -85,6 +86,11 @@ class GeneformerService:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Make the routes, once the model is loaded."""
         return create_api(self, keys=self._keys, metrics=self._metrics, behind_proxy=True)
+
+    def check_health(self) -> None:
+        """Let Serve replace a replica that cannot compute any more."""
+        if self._thread.fault:
+            raise RuntimeError(self._thread.fault)
 
     @property
     def model(self) -> ServedModel:
@@ -109,11 +115,13 @@ class GeneformerService:
         self._metrics.model(self._model.name, self._model.version, self._model.digest)
 
     def _set_batch_size(self) -> None:
-        # A single cell may be longer than the budget; Serve refuses what does not fit a batch. (It takes the tokens
-        # for requests, and warns that they are more than max_ongoing_requests.)
+        # A single cell may be longer than the budget; Serve refuses what does not fit a batch. A request may still have
+        # pieces of a model that was replaced, so it never shrinks. (Serve takes the tokens for requests, and warns
+        # that they are more than max_ongoing_requests.)
+        self._longest = max(self._longest, self.settings.tokens_of_a_batch, self._model.max_length)
         for lane in (self._short, self._long):
             batched: Any = lane  # the decorator adds the setters
-            batched.set_max_batch_size(max(self.settings.tokens_of_a_batch, self._model.max_length))
+            batched.set_max_batch_size(self._longest)
             batched.set_batch_wait_timeout_s(self.settings.batch_wait_s)
 
     async def vectors(
@@ -121,10 +129,17 @@ class GeneformerService:
     ) -> NDArray[np.float32]:
         """Compute one vector a cell, in pieces that fit a batch: a large request does not keep a small one waiting."""
         pieces, order = cut(model, what, sequences, self.settings.tokens_of_a_batch)
+        # A few of them at a time: those of other requests come between.
+        places = asyncio.Semaphore(PIECES_AT_ONCE)
+
+        async def compute(piece: Piece) -> Computed:
+            lane: Any = self._short if piece.tokens <= SHORT_TOKENS else self._long
+            async with places:
+                computed: Computed = await lane(piece)
+                return computed
+
         try:
-            computed = await asyncio.gather(
-                *(self._short(piece) if piece.tokens <= SHORT_TOKENS else self._long(piece) for piece in pieces)
-            )
+            computed = await asyncio.gather(*map(compute, pieces))
             note(cells=len(sequences), tokens=sum(map(len, sequences)), model=model.name, version=model.version)
             self._metrics.cells("classify" if what == "logits" else "embed", len(sequences))
             return joined(computed, order)
@@ -138,11 +153,11 @@ class GeneformerService:
 
     # Two lanes: what Serve puts into one batch is answered together, and a short cell must not wait for a long one.
     @ray_serve.batch(batch_size_fn=_tokens, max_concurrent_batches=BATCHES_AT_ONCE)
-    async def _short(self, pieces: list[Piece]) -> list[NDArray[np.float32]]:
+    async def _short(self, pieces: list[Piece]) -> list[Computed]:
         return await self._thread.compute(pieces)
 
     @ray_serve.batch(batch_size_fn=_tokens, max_concurrent_batches=BATCHES_AT_ONCE)
-    async def _long(self, pieces: list[Piece]) -> list[NDArray[np.float32]]:
+    async def _long(self, pieces: list[Piece]) -> list[Computed]:
         return await self._thread.compute(pieces)
 
 
@@ -161,4 +176,8 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
     return application
 
 
-app = build({})
+def __getattr__(name: str) -> Any:
+    """Build ``app`` when it is asked for, from the environment: a replica, which imports this module too, is not."""
+    if name == "app":
+        return build({})
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

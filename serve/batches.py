@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +20,13 @@ from geneformer_ray.data.batching import length_batches
 from serve.metrics import Metrics
 from serve.model import CellVector, ServedModel
 
-__all__ = ["SHORT_TOKENS", "ModelThread", "Piece", "abandon", "compute", "cut", "joined"]
+__all__ = ["SHORT_TOKENS", "Computed", "ModelThread", "Piece", "abandon", "compute", "cut", "joined"]
 
 ResultT = TypeVar("ResultT")
-# Work of more tokens than this lets what arrives within so many seconds after it go first: a long cell does not keep
-# short ones waiting, and many short ones do not keep it waiting for ever.
-SHORT_TOKENS, PATIENCE = 1_024, 1.0
+# Pieces of more tokens than this are long work.
+SHORT_TOKENS = 1_024
+# What was computed of a piece, or why nothing was.
+Computed: TypeAlias = "NDArray[np.float32] | Exception"
 
 
 @dataclass(eq=False)
@@ -63,24 +63,25 @@ def cut(
     return pieces, np.concatenate(batches)
 
 
-def joined(computed: Sequence[NDArray[np.float32]], order: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Put what was computed of pieces back into the order of the request's cells."""
-    vectors = np.empty((len(order), computed[0].shape[1]), dtype=np.float32)
-    vectors[order] = np.concatenate(computed)
+def joined(computed: Sequence[Computed], order: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Put what was computed of pieces back into the order of the request's cells; raise what one failed with."""
+    for one in computed:
+        if isinstance(one, Exception):
+            raise one
+    arrays = [np.asarray(one) for one in computed]
+    vectors = np.empty((len(order), arrays[0].shape[1]), dtype=np.float32)
+    vectors[order] = np.concatenate(arrays)
     return vectors
 
 
-@dataclass(order=True)
+@dataclass
 class _Waiting:
-    """Something to do, in the order in which it is due."""
+    """Something to do, and who waits for it."""
 
-    due: float
-    number: int
-    short: bool = field(compare=False)
-    since: float = field(compare=False)
-    result: Future[Any] = field(compare=False)
-    work: Callable[[], Any] | None = field(compare=False, default=None)
-    pieces: list[Piece] = field(compare=False, default_factory=list)
+    since: float
+    result: Future[Any]
+    work: Callable[[], Any] | None = None
+    pieces: Sequence[Piece] = ()
 
     @property
     def tokens(self) -> int:
@@ -90,8 +91,9 @@ class _Waiting:
 class ModelThread:
     """The thread that computes with the model. The event loop stays free for health checks and other requests.
 
-    Serve forms batches by time alone: those that are ready while another is computed wait one behind the other. Here
-    they are joined up to the budget when their turn comes.
+    Short and long work take turns where both wait: a short cell waits for one long turn at most, and long work goes on
+    however many short cells come. Serve forms batches by time alone, so that those which are ready while another is
+    computed would go one behind the other. Here they are joined up to the budget when their turn comes.
 
     Parameters
     ----------
@@ -106,45 +108,63 @@ class ModelThread:
     def __init__(self, cpus: float, batch_tokens: int, metrics: Metrics) -> None:
         self.batch_tokens = batch_tokens
         self._cpus, self._metrics = cpus, metrics
-        self._heap: list[_Waiting] = []
+        self._lanes: dict[bool, deque[_Waiting]] = {True: deque(), False: deque()}  # short, and long
         self._ready = threading.Condition()
-        self._numbers = itertools.count()
-        threading.Thread(target=self._work, name="model", daemon=True).start()
+        self._short_next = True
+        self._lost = ""
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
 
     @property
     def waiting(self) -> int:
         """How many things wait for their turn."""
-        return len(self._heap)
+        return sum(map(len, self._lanes.values()))
+
+    @property
+    def fault(self) -> str:
+        """Why nothing more can be computed here; nothing where it can."""
+        return self._lost or ("" if self._thread.is_alive() else "the model's thread has ended")
 
     async def run(self, work: Callable[[], ResultT]) -> ResultT:
         """Do something on the thread. It counts as long work, whatever it is."""
         done: ResultT = await self._done(short=False, work=work)
         return done
 
-    async def compute(self, pieces: list[Piece]) -> list[NDArray[np.float32]]:
-        """Compute pieces, together with others that wait; one array of shape (cells, ...) a piece."""
+    async def compute(self, pieces: Sequence[Piece]) -> list[Computed]:
+        """Compute pieces, together with others that wait; an array of shape (cells, ...) or an error for each."""
         short = max(piece.tokens for piece in pieces) <= SHORT_TOKENS
-        done: list[NDArray[np.float32]] = await self._done(short=short, pieces=pieces)
+        done: list[Computed] = await self._done(short=short, pieces=pieces)
         return done
 
     async def _done(self, *, short: bool, **what: Any) -> Any:
-        now = time.monotonic()
-        waiting = _Waiting(now if short else now + PATIENCE, next(self._numbers), short, now, Future(), **what)
+        waiting = _Waiting(time.monotonic(), Future(), **what)
         with self._ready:
-            heapq.heappush(self._heap, waiting)
+            self._lanes[short].append(waiting)
             self._ready.notify()
         return await asyncio.wrap_future(waiting.result)
 
     def _work(self) -> None:
         use_threads(self._cpus)
         while True:
-            together = [one for one in self._next() if one.result.set_running_or_notify_cancel()]
-            self._metrics.waiting(self.waiting)
-            if together:
-                self._tell(together)
-                self._do(together)
+            self._turn()  # a function of its own: nothing of the last turn, such as a replaced model, is held meanwhile
+
+    def _turn(self) -> None:
+        together = [one for one in self._next() if one.result.set_running_or_notify_cancel()]
+        if not together:
+            return
+        try:
+            self._tell(together)
+            found = [together[0].work()] if together[0].work else _compute_all(together)
+        except BaseException as error:  # noqa: BLE001  (whoever waits gets it)
+            self._lost = self._lost or (str(error) if "CUDA error" in str(error) else "")
+            for one in together:
+                one.result.set_exception(error)
+        else:
+            for one, result in zip(together, found, strict=True):
+                one.result.set_result(result)
 
     def _tell(self, together: Sequence[_Waiting]) -> None:
+        self._metrics.waiting(self.waiting)
         for one in together:
             self._metrics.queued(time.monotonic() - one.since)
         pieces = [piece for one in together for piece in one.pieces if not piece.abandoned]
@@ -153,43 +173,45 @@ class ModelThread:
             padded = sum(piece.tokens for piece in pieces)
             self._metrics.batch(len(lengths), sum(lengths), padded, self.batch_tokens)
 
-    def _do(self, together: list[_Waiting]) -> None:
-        try:
-            found = [together[0].work()] if together[0].work else _compute_all(together)
-        except BaseException as error:  # noqa: BLE001  (whoever waits gets it)
-            if len(together) == 1:
-                together[0].result.set_exception(error)
-                return
-            # One request's fault is no other's.
-            for one in together:
-                self._do([one])
-        else:
-            for one, result in zip(together, found, strict=True):
-                one.result.set_result(result)
-
     def _next(self) -> list[_Waiting]:
-        """Wait for what is due first, with whatever else fits the same batch."""
+        """Wait for whose turn it is, with whatever else of its lane fits the same batch."""
         with self._ready:
-            while not self._heap:
+            while not self.waiting:
                 self._ready.wait()
-            first = heapq.heappop(self._heap)
-            together, tokens = [first], first.tokens
-            if first.work is None:
-                for one in sorted(self._heap):
-                    # Together they end together: nothing short is kept by something long.
-                    if one.work is None and one.short == first.short and tokens + one.tokens <= self.batch_tokens:
-                        together.append(one)
-                        tokens += one.tokens
-                taken = {one.number for one in together}
-                self._heap = [one for one in self._heap if one.number not in taken]
-                heapq.heapify(self._heap)
+            short = bool(self._lanes[True]) and (self._short_next or not self._lanes[False])
+            lane, self._short_next = self._lanes[short], not short
+            together = [lane.popleft()]
+            tokens = together[0].tokens
+            while (
+                together[0].work is None
+                and lane
+                and lane[0].work is None
+                and tokens + lane[0].tokens <= self.batch_tokens
+            ):
+                together.append(lane.popleft())
+                tokens += together[-1].tokens
             return together
 
 
-def _compute_all(together: Sequence[_Waiting]) -> list[list[NDArray[np.float32]]]:
+def _compute_all(together: Sequence[_Waiting]) -> list[list[Computed]]:
     pieces = [piece for one in together for piece in one.pieces]
-    found = iter(compute(pieces))
-    return [[next(found) for _ in one.pieces] for one in together]
+    found: list[Computed]
+    try:
+        found = list(compute(pieces))
+    except Exception:
+        if len(pieces) == 1:
+            raise
+        # One request's fault is no other's.
+        found = [_alone(piece) for piece in pieces]
+    rest = iter(found)
+    return [[next(rest) for _ in one.pieces] for one in together]
+
+
+def _alone(piece: Piece) -> Computed:
+    try:
+        return compute([piece])[0]
+    except Exception as error:  # noqa: BLE001  (whoever asked gets it)
+        return error
 
 
 def compute(pieces: Sequence[Piece]) -> list[NDArray[np.float32]]:

@@ -75,24 +75,42 @@ class ModelSource:
         return self._alias is not None
 
     def find(self) -> FoundModel:
-        """Find the model. A registry that does not answer is replaced by this machine's copy, and the log says so."""
+        """Find the model.
+
+        Raises
+        ------
+        RegistryUnavailable
+            If it is registered, and the registry does not answer.
+        InputError
+            If there is no such model, or it is not what was registered.
+        """
         if not self._name:
             directory = find_model(self.model, "model")
             return FoundModel(directory, directory.name, None)
-        try:
-            version = self.version()
-            if version is None:
-                raise InputError("model", self.model, f"a registered model with the alias {self._alias}")
-            return self.fetch(version)
-        except RegistryUnavailable as error:
-            if self._cache is None:
-                raise
+        version = self.version()
+        if version is None:
+            raise InputError("model", self.model, f"a registered model with the alias {self._alias}")
+        return self.fetch(version)
+
+    def last_served(self) -> FoundModel | None:
+        """Give this machine's copy of what served last as what was asked for; None where there is none."""
+        if self._cache is None or not self._name:
+            return None
+        version = self._cache.last(self._name, self._wanted)
+        copy = None if version is None else self._cache.copy_of(self._name, version)
+        return None if copy is None else FoundModel(copy, self._name, version)
+
+    def serves(self, version: int | None) -> None:
+        """Note that a version serves: a start without the registry goes on with it."""
+        if self._cache is not None and self._name and version is not None:
             try:
-                directory, version = self._cache.find(self._name, self._alias, self._version)
-            except InputError as nothing:
-                raise InputError(nothing.field, nothing.got, f"{nothing.takes} ({error})") from error
-            logger.warning("%s: served from this machine's copy, version %d", error, version)
-            return FoundModel(directory, self._name, version)
+                self._cache.note(self._name, self._wanted, version)
+            except OSError as error:
+                logger.warning("what serves could not be noted (%s): a start needs the registry", error)
+
+    @property
+    def _wanted(self) -> str:
+        return self._alias or str(self._version)
 
     def version(self) -> int | None:
         """Ask the registry which version is named now; None where the alias names none.
@@ -122,15 +140,25 @@ class ModelSource:
         uri = f"models:/{self._name}/{version}"
         with registry.reaching_store(_GOES_ON):
             registered = registry.weights_of(self._name, version, "model")
-        if self._cache is None:
-            directory = registry.find_registered(uri, "model")
-            self._check(uri, directory, registered)
-            return FoundModel(directory, self._name, version)
-        with tempfile.TemporaryDirectory(prefix="geneformer-ray-") as folder:
-            directory = registry.find_registered(uri, "model", into=folder)
-            self._check(uri, directory, registered)
-            kept = self._cache.keep(self._name, version, directory, self._alias)
-        return FoundModel(kept, self._name, version)
+        copy = None
+        if self._cache is not None and registered is not None:
+            copy = self._cache.copy_of(self._name, version, registered)
+        if copy is None and self._cache is not None:
+            copy = self._kept(uri, version, registered, self._cache)
+        if copy is None:
+            copy = registry.find_registered(uri, "model")
+            self._check(uri, copy, registered)
+        return FoundModel(copy, self._name, version)
+
+    def _kept(self, uri: str, version: int, registered: str | None, cache: ModelCache) -> Path | None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="geneformer-ray-") as folder:
+                directory = registry.find_registered(uri, "model", into=folder)
+                self._check(uri, directory, registered)
+                return cache.keep(self._name, version, directory)
+        except OSError as error:
+            logger.warning("no copy of %s could be kept (%s): a start needs the registry", uri, error)
+            return None
 
     @staticmethod
     def _check(uri: str, directory: Path, registered: str | None) -> None:

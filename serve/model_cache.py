@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from geneformer_ray.compute.model_directory import weights_digest
-from geneformer_ray.errors import InputError
 
 __all__ = ["ModelCache"]
 
 logger = logging.getLogger(__name__)
 
-ALIASES, DIGEST = "aliases.json", "digest"
-# Versions of one model that are kept: the one that serves, the one before it, and one on its way in.
+DIGEST, SERVED = "digest", "served-"
+# Copies of one model that are kept beside those that serve.
 KEPT = 3
 
 
 @dataclass(frozen=True)
 class ModelCache:
-    """A directory ``NAME/VERSION/`` of whole copies, each with its digest beside it.
+    """A directory ``NAME/VERSION/`` of whole copies, each with its digest beside it, and of what was served last.
 
     Several replicas of a node share it: a copy is made beside its place and moved there.
 
@@ -37,68 +34,56 @@ class ModelCache:
 
     directory: Path
 
-    def keep(self, name: str, version: int, source: Path, alias: str | None) -> Path:
-        """Copy a version that was checked, note what the alias means; give the copy's directory."""
+    def copy_of(self, name: str, version: int, digest: str | None = None) -> Path | None:
+        """Give the copy of a version, if it is whole and its weights are those that were kept, and are to be here."""
         place = self.directory / name / str(version)
-        digest = weights_digest(source)
-        if not _is_whole(place, digest):
+        if not (place / DIGEST).exists():
+            return None
+        kept = (place / DIGEST).read_text()
+        if digest not in (None, kept) or weights_digest(place / "model") != kept:
+            logger.warning("%s holds other weights than it should: it is not used", place)
+            return None
+        return place / "model"
+
+    def keep(self, name: str, version: int, source: Path) -> Path:
+        """Copy a version that was checked; give the copy's directory."""
+        place, digest = self.directory / name / str(version), weights_digest(source)
+        if self.copy_of(name, version, digest) is None:
             place.parent.mkdir(parents=True, exist_ok=True)
             beside = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=place.parent))
-            shutil.copytree(source, beside / "model")
-            (beside / DIGEST).write_text(digest)
-            shutil.rmtree(place, ignore_errors=True)
             try:
-                beside.replace(place)
+                shutil.copytree(source, beside / "model")
+                (beside / DIGEST).write_text(digest)
+                if self.copy_of(name, version, digest) is None:  # still: another replica may have been first
+                    shutil.rmtree(place, ignore_errors=True)
+                    beside.replace(place)
             except OSError:
-                # Another replica was first; its copy is the same.
-                shutil.rmtree(beside, ignore_errors=True)
-                if not _is_whole(place, digest):
+                # Two that move at once: one of them finds the other's copy, which is the same.
+                if self.copy_of(name, version, digest) is None:
                     raise
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
         os.utime(place)
-        if alias is not None:
-            self._note(name, alias, version)
         self._forget_old(name)
         return place / "model"
 
-    def find(self, name: str, alias: str | None, version: int | None) -> tuple[Path, int]:
-        """Give the copy of a version, or of what an alias last meant here.
+    def note(self, name: str, what: str, version: int) -> None:
+        """Note that a version serves as what a service was asked for: an alias, or a number."""
+        file = self.directory / name / f"{SERVED}{what}"
+        if file.parent.exists():
+            beside = Path(tempfile.mkstemp(prefix=".served-", dir=file.parent)[1])
+            beside.write_text(str(version))
+            beside.replace(file)
 
-        Raises
-        ------
-        InputError
-            If there is none, or its weights are no longer those that were kept.
-        """
-        if version is None:
-            version = self._aliases(name).get(alias or "")
-        place = self.directory / name / str(version)
-        if version is None or not place.exists():
-            wanted = f"models:/{name}{f'@{alias}' if alias else f'/{version}'}"
-            raise InputError("model", f"{wanted}, which is not in {self.directory}", "a registry that answers")
-        if not _is_whole(place, (place / DIGEST).read_text()):
-            raise InputError("model", f"{place} with other weights than were kept there", "a registry that answers")
-        return place / "model", version
-
-    def _aliases(self, name: str) -> dict[str, int]:
-        file = self.directory / name / ALIASES
-        if not file.exists():
-            return {}
-        content: dict[str, int] = json.loads(file.read_text())
-        return content
-
-    def _note(self, name: str, alias: str, version: int) -> None:
-        file = self.directory / name / ALIASES
-        beside = file.with_name(f".{ALIASES}.{os.getpid()}.{time.monotonic_ns()}")
-        beside.write_text(json.dumps({**self._aliases(name), alias: version}))
-        beside.replace(file)
+    def last(self, name: str, what: str) -> int | None:
+        """Give the version that last served as `what`."""
+        file = self.directory / name / f"{SERVED}{what}"
+        return int(file.read_text()) if file.exists() else None
 
     def _forget_old(self, name: str) -> None:
-        meant = {str(version) for version in self._aliases(name).values()}
-        versions = [path for path in (self.directory / name).iterdir() if path.name.isdigit()]
-        versions.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in versions[KEPT:]:
-            if path.name not in meant:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_whole(place: Path, digest: str) -> bool:
-    return (place / DIGEST).exists() and (place / DIGEST).read_text() == digest == weights_digest(place / "model")
+        folder = self.directory / name
+        serving = {file.read_text() for file in folder.glob(f"{SERVED}*")}
+        copies = [path for path in folder.iterdir() if path.name.isdigit() and path.name not in serving]
+        copies.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in copies[KEPT:]:
+            shutil.rmtree(path, ignore_errors=True)

@@ -19,7 +19,7 @@ from ray import serve as ray_serve
 from ray.serve.schema import LoggingConfig
 
 from geneformer_ray.compute.model_directory import model_vocabulary, read_config
-from geneformer_ray.errors import InputError
+from geneformer_ray.errors import InputError, RegistryUnavailable
 from geneformer_ray.progress import say
 from serve.app import build
 from serve.found_model import ModelSource
@@ -74,7 +74,14 @@ def running(settings: ServeSettings, port: int = 0) -> Iterator[str]:
         raise InputError("Ray Serve", "running already on this cluster", "a cluster without it, or `serve deploy`")
     # Said here in one line; a replica would be tried several times and end in its own trace.
     check_keys(settings, HOST)
-    found = ModelSource(settings.model, settings.tracking_uri, ModelCache(settings.cache_directory)).find()
+    source = ModelSource(settings.model, settings.tracking_uri, ModelCache(settings.cache_directory))
+    try:
+        found = source.find()
+    except RegistryUnavailable:
+        last = source.last_served()
+        if last is None:
+            raise
+        found = last
     model_vocabulary(found.directory, settings.vocabulary, read_config(found.directory, "model"))
     application = build(settings.model_dump())
     port = port or free_port()

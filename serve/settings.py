@@ -80,8 +80,9 @@ class ServeSettings(BaseModel):
     @property
     def cache_directory(self) -> Path:
         """Where copies of registered models are kept."""
-        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return Path(self.cache_dir) if self.cache_dir else user / "geneformer-ray" / "models"
+        if self.cache_dir:
+            return Path(self.cache_dir)
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "geneformer-ray" / "models"
 
     @classmethod
     def read(cls, args: Mapping[str, Any] | None = None) -> ServeSettings:
@@ -106,7 +107,7 @@ class ServeSettings(BaseModel):
             # An API key is shown nowhere, and what stands under an unknown name may be one.
             got = repr(first["input"]) if field in names and field != "api_keys" else "a value"
             raise InputError(field, got, takes.removeprefix("Input should be ")) from None
-        here = Path.cwd() / "mlflow" / "mlflow.db"
+        store = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow/mlflow.db"
         return settings.model_copy(
             update={
                 "model": _absolute(settings.model),
@@ -114,7 +115,7 @@ class ServeSettings(BaseModel):
                 "api_keys_file": settings.api_keys_file and str(Path(settings.api_keys_file).absolute()),
                 "vocabulary": settings.vocabulary and storage.absolute(settings.vocabulary),
                 "screen_results": settings.screen_results and storage.absolute(settings.screen_results),
-                "tracking_uri": settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{here}",
+                "tracking_uri": _absolute_store(store),
             }
         )
 
@@ -123,3 +124,8 @@ def _absolute(model: str) -> str:
     """Make a directory absolute; a hub id looks like a relative path, so only what is there counts as one."""
     is_directory = not model.startswith("models:/") and storage.exists(storage.absolute(model))
     return storage.absolute(model) if is_directory else model
+
+
+def _absolute_store(uri: str) -> str:
+    file = uri.removeprefix("sqlite:///")
+    return uri if file == uri else f"sqlite:///{Path(file).absolute()}"

@@ -12,9 +12,9 @@ import numpy as np
 from geneformer_ray.compute.execution import use_threads
 from geneformer_ray.errors import InputError, RegistryUnavailable
 from serve.found_model import FoundModel, ModelSource
-from serve.model import ServedModel, probabilities
+from serve.model import CellVector, ServedModel
 
-__all__ = ["ModelWatcher", "check_candidate"]
+__all__ = ["TRY_AGAIN_SECONDS", "ModelWatcher", "check_candidate", "check_computes", "first_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,41 @@ class ModelWatcher:
         use_threads(self._cpus)
         candidate = self._open_model(self._source.fetch(version))
         check_candidate(candidate, self._serving())
+        self._source.serves(version)
         return candidate
+
+
+def first_model(source: ModelSource, open_model: Callable[[FoundModel], ServedModel]) -> ServedModel:
+    """Open the model that a replica starts with.
+
+    Where what is named cannot be had or does not compute, that is what last served on this machine, and the log says
+    so: a replica that is started beside others, or anew, serves what they serve.
+
+    Parameters
+    ----------
+    source
+        Where it comes from.
+    open_model
+        Loads one.
+
+    Raises
+    ------
+    GeneformerRayError, OSError
+        If there is neither.
+    """
+    try:
+        model = open_model(source.find())
+        check_computes(model)
+    except Exception as error:
+        last = source.last_served()
+        if last is None:
+            raise
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        logger.error("%s cannot be served, version %s, which served last, serves: %s", source.model, last.version, why)
+        model = open_model(last)
+        check_computes(model)
+    source.serves(model.version)
+    return model
 
 
 def check_candidate(candidate: ServedModel, serving: ServedModel) -> None:
@@ -114,17 +148,41 @@ def check_candidate(candidate: ServedModel, serving: ServedModel) -> None:
     if 2 * shared < len(serving.vocabulary.genes):
         got = f"a vocabulary with {shared:,} of the {len(serving.vocabulary.genes):,} genes of the present one"
         raise InputError(field, got, "one of the same genes: its callers name them")
+    lost = sorted(set(serving.embeddings) - set(candidate.embeddings))
+    if lost:
+        raise InputError(
+            field, f"a model without {', '.join(lost)} embeddings", "one that has those of the present one"
+        )
+    if candidate.max_length < serving.max_length:
+        got = f"a model of cells of up to {candidate.max_length} tokens"
+        raise InputError(field, got, f"one of at least {serving.max_length}, as the present one takes")
     gone = sorted(set(serving.labels) - set(candidate.labels))
     if gone:
         logger.warning("%s has no label %s any more", field, ", ".join(gone))
+    check_computes(candidate)
+
+
+def check_computes(model: ServedModel) -> None:
+    """Compute cells of several lengths, in every way that requests may ask for.
+
+    Raises
+    ------
+    InputError
+        If what comes out is no number.
+    """
     rng = np.random.default_rng(0)
-    genes = np.array([candidate.vocabulary.tokens[gene] for gene in candidate.vocabulary.genes])
-    front = [] if candidate.vocabulary.cls_id is None else [candidate.vocabulary.cls_id]
-    room = min(candidate.max_length - len(front), len(genes))
+    genes = np.array([model.vocabulary.tokens[gene] for gene in model.vocabulary.genes])
+    front = [] if model.vocabulary.cls_id is None else [model.vocabulary.cls_id]
+    room = min(model.max_length - len(front), len(genes))
     cells = [
-        candidate.accept([*front, *rng.permutation(genes)[: min(length, room)].tolist()]).input_ids
+        model.accept([*front, *rng.permutation(genes)[: min(length, room)].tolist()]).input_ids
         for length in SMOKE_LENGTHS
     ]
-    odds = probabilities(candidate.vectors(cells, "logits"))
-    if odds.shape != (len(cells), len(candidate.labels)) or not np.isfinite(odds).all():
-        raise InputError(field, "probabilities that are no numbers, for some cells", "a model that computes")
+    kinds: tuple[CellVector, ...] = ("logits", "mean", "cls")
+    for what in kinds:
+        if what != "logits" and what not in model.embeddings:
+            continue
+        vectors = model.vectors(cells, what)
+        if len(vectors) != len(cells) or not np.isfinite(vectors).all():
+            got = f"{what} that are no numbers, for some cells"
+            raise InputError(f"model {model.name}, version {model.version}", got, "a model that computes")

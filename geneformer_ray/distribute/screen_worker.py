@@ -84,6 +84,12 @@ class ScreenWorker:
         """
         attempt = f"{item['item']:06d}"
         lost = begin_attempt(self.output, attempt)
+        if lost > LOST_TOGETHER + LOST_ALONE * len(item["rows"]):
+            got = f"rows {item['rows'][0]} to {item['rows'][-1]}, which ended their process {lost} times"
+            takes = (
+                "cells whose tables fit a worker's memory: fewer workers a node (--max-workers), or no --gene-shifts"
+            )
+            raise InputError("--cells", f"{got}, though each was screened alone", takes)
         cells = self.table.read(np.array(item["rows"]))
         vocabulary = self.runner.vocabulary
         sequences = [vocabulary.adapt(ids, self.table.vocabulary_digest) for ids in cells.input_ids]
@@ -154,7 +160,7 @@ class ScreenWorker:
         for row, ids in zip(rows, sequences, strict=True):
             lost = begin_attempt(self.output, f"{attempt}.{row}")
             if lost >= LOST_ALONE:
-                found.append(f"ended the process that screened it, {lost} times alone")
+                found.append(f"ended the process that screened it, {LOST_ALONE} times alone")
                 continue
             found += self._screen([ids], part)
             end_attempts(self.output, f"{attempt}.{row}", lost)

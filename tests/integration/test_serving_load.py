@@ -287,7 +287,6 @@ def test_a_killed_process_costs_errors_but_no_wrong_answer(
     assert tally.wrong == []
     assert tally.failed_since is None, "it did not come back"
     assert tally.statuses[200] > 50
-    assert longest < 60
 
 
 @pytest.mark.slow
@@ -296,20 +295,28 @@ def test_a_client_that_leaves_and_a_deadline_free_their_place(service: Service) 
     genes = list(range(2, 17))
     body = {"cells": [{"input_ids": genes}] * 64}
 
-    async def ask() -> float:
+    async def ask() -> tuple[float, float]:
         async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
-            asked = [asyncio.create_task(client.post("/v1/classify", json=body)) for _ in range(32)]
-            await asyncio.sleep(0.3)
-            for one in asked:
-                one.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+
+            async def ask_many(leave_after: float | None) -> float:
+                """Ask, leave or do not, and ask once more; the seconds until that is answered."""
+                asked = [asyncio.create_task(client.post("/v1/classify", json=body)) for _ in range(48)]
+                started = time.monotonic()
+                if leave_after is not None:
+                    await asyncio.sleep(leave_after)
+                    for one in asked:
+                        one.cancel()
+                await asyncio.gather(*asked, return_exceptions=True)
+                assert (await client.post("/v1/classify", json={"cells": [{"input_ids": genes}]})).status_code == 200
+                return time.monotonic() - started
+
+            everything = await ask_many(None)
             late = await client.post("/v1/classify", json=body, headers={"X-Deadline-Seconds": "0.0001"})
             assert (late.status_code, late.json()["error"]["field"]) == (504, "request")
-            started = time.monotonic()
-            assert (await client.post("/v1/classify", json={"cells": [{"input_ids": genes}]})).status_code == 200
-            return time.monotonic() - started
+            return everything, await ask_many(everything / 8)
 
-    assert asyncio.run(ask()) < 10
+    everything, abandoned = asyncio.run(ask())
+    assert abandoned < everything / 2, (everything, abandoned)
 
 
 @pytest.mark.slow

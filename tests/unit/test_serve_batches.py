@@ -27,9 +27,19 @@ EXECUTION = choose_execution(cpus=1)
 
 @pytest.fixture(scope="module")
 def model(model_directory: Path, vocabulary: GeneVocabulary, tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
-    directory = tmp_path_factory.mktemp("batches") / "model"
-    torch.manual_seed(1)
+    return made(model_directory, vocabulary, tmp_path_factory.mktemp("batches") / "model", 1)
+
+
+@pytest.fixture(scope="module")
+def other(model_directory: Path, vocabulary: GeneVocabulary, tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    return made(model_directory, vocabulary, tmp_path_factory.mktemp("batches") / "other", 2)
+
+
+def made(model_directory: Path, vocabulary: GeneVocabulary, directory: Path, seed: int) -> ServedModel:
+    torch.manual_seed(seed)
     classifier, own = new_classifier(model_directory, vocabulary, ["alpha", "beta", "delta"], "mean")
+    with torch.no_grad():
+        classifier.classifier.weight.normal_(std=2.0)
     classifier.save(directory, own)
     return ServedModel(find_served_model(str(directory)), execution=EXECUTION)
 
@@ -53,6 +63,14 @@ def test_pieces_of_other_models_and_kinds_keep_apart(model: ServedModel) -> None
     pieces = [Piece(model, what, cells([5, 9], seed)) for seed, what in enumerate(["logits", "mean", "logits", "mean"])]
     for piece, found in zip(pieces, compute(pieces), strict=True):
         np.testing.assert_allclose(found, model.vectors(piece.sequences, piece.what), atol=2e-6)
+
+
+def test_two_versions_in_a_batch_keep_apart(model: ServedModel, other: ServedModel) -> None:
+    """A request that began before a swap meets one that came after it."""
+    pieces = [Piece(which, "logits", cells([5, 9], seed)) for seed, which in enumerate([model, other, model])]
+    for piece, found in zip(pieces, compute(pieces), strict=True):
+        np.testing.assert_allclose(found, piece.model.vectors(piece.sequences, piece.what), atol=2e-6)
+    assert np.abs(model.logits(cells([5])) - other.logits(cells([5]))).max() > 1e-3
 
 
 def test_what_nobody_waits_for_is_not_computed(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,9 +142,8 @@ def test_what_waits_is_joined_up_to_the_budget(model: ServedModel, monkeypatch: 
         np.testing.assert_allclose(answer, vectors(cells([10], number), "logits"), atol=2e-6)
 
 
-def test_short_work_goes_before_long_work_that_came_just_before(
-    model: ServedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_and_long_work_take_turns(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither waits for all of the other: a short cell for one long turn, long work for one short batch."""
     order: list[str] = []
     vectors = model.vectors
     monkeypatch.setattr(
@@ -134,21 +151,38 @@ def test_short_work_goes_before_long_work_that_came_just_before(
     )
 
     async def ask() -> None:
-        thread = ModelThread(1, 4_096, NoMetrics())
+        thread = ModelThread(1, 4, NoMetrics())  # nothing is joined
         gate = Gate(thread)
         await gate.closed()
-        long = Piece(model, "logits", cells([16] * (SHORT_TOKENS // 16 + 1)))
-        asked = [
-            asyncio.create_task(thread.compute([long])),
-            asyncio.create_task(thread.run(lambda: order.append("other"))),
-            asyncio.create_task(thread.compute([Piece(model, "mean", cells([4]))])),
-        ]
+        long = [Piece(model, "logits", cells([16] * (SHORT_TOKENS // 16 + 1))) for _ in range(3)]
+        asked = [asyncio.create_task(thread.compute([piece])) for piece in long]
+        asked += [asyncio.create_task(thread.compute([Piece(model, "mean", cells([4]))])) for _ in range(5)]
+        asked.append(asyncio.create_task(thread.run(lambda: order.append("other"))))
         await asyncio.sleep(0.05)
         await gate.open()
         await asyncio.gather(*asked)
 
     asyncio.run(ask())
-    assert order == ["short", "long", "other"]
+    assert order == ["short", "long", "short", "long", "short", "long", "short", "other", "short"]
+
+
+def test_what_is_long_is_not_joined_to_what_is_short(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    vectors = model.vectors
+    monkeypatch.setattr(model, "vectors", lambda ids, what: sizes.append(len(ids)) or vectors(ids, what))
+
+    async def ask() -> None:
+        thread = ModelThread(1, 1_000_000, NoMetrics())
+        gate = Gate(thread)
+        await gate.closed()
+        pieces = [Piece(model, "logits", cells([16] * size)) for size in (1, 100, 2, 100)]
+        asked = [asyncio.create_task(thread.compute([piece])) for piece in pieces]
+        await asyncio.sleep(0.05)
+        await gate.open()
+        await asyncio.gather(*asked)
+
+    asyncio.run(ask())
+    assert sizes == [3, 200]
 
 
 def test_one_requests_fault_is_no_others(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +204,12 @@ def test_one_requests_fault_is_no_others(model: ServedModel, monkeypatch: pytest
         await gate.open()
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    six, seven, eight = asyncio.run(ask())
+    (six,), (seven,), (eight,) = asyncio.run(ask())
     assert isinstance(seven, ZeroDivisionError)
-    np.testing.assert_allclose(six[0], vectors(cells([6]), "logits"), atol=2e-6)
-    np.testing.assert_allclose(eight[0], vectors(cells([8]), "logits"), atol=2e-6)
+    with pytest.raises(ZeroDivisionError):
+        joined([six, seven], np.arange(2))
+    np.testing.assert_allclose(six, vectors(cells([6]), "logits"), atol=2e-6)
+    np.testing.assert_allclose(eight, vectors(cells([8]), "logits"), atol=2e-6)
 
 
 def test_cancelled_work_never_starts(model: ServedModel) -> None:
@@ -192,3 +228,34 @@ def test_cancelled_work_never_starts(model: ServedModel) -> None:
 
     asyncio.run(ask())
     assert done == [2]
+
+
+class Failing(NoMetrics):
+    """Metrics that fail, as anything on the thread may."""
+
+    def queued(self, seconds: float) -> None:
+        raise OSError("no more file descriptors")
+
+
+def test_the_thread_outlives_whatever_fails_on_it(model: ServedModel) -> None:
+    async def ask() -> str:
+        thread = ModelThread(1, 64, Failing())
+        for _ in range(2):
+            with pytest.raises(OSError, match="descriptors"):
+                await thread.compute([Piece(model, "logits", cells([4]))])
+        return thread.fault
+
+    assert asyncio.run(ask()) == ""
+
+
+def test_a_device_that_is_lost_is_a_fault(model: ServedModel) -> None:
+    def lost() -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    async def ask() -> str:
+        thread = ModelThread(1, 64, NoMetrics())
+        with pytest.raises(RuntimeError):
+            await thread.run(lost)
+        return thread.fault
+
+    assert "CUDA error" in asyncio.run(ask())

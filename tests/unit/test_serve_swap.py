@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from geneformer_ray.manage.runs import register
 from serve.found_model import ModelSource
 from serve.model import ServedModel
 from serve.model_cache import ModelCache
-from serve.watcher import ModelWatcher
+from serve.watcher import TRY_AGAIN_SECONDS, ModelWatcher, first_model
 
 EXECUTION = choose_execution(cpus=1)
 LABELS = ["alpha", "beta", "delta"]
@@ -93,7 +94,7 @@ class Replica:
     """What holds a model, and the watcher that replaces it."""
 
     def __init__(self, source: ModelSource) -> None:
-        self.model = self._open(source.find())
+        self.model = first_model(source, self._open)
         self.refused = 0
         self.watcher = ModelWatcher(source, self._open, lambda: self.model, self._replace, self._count_refusal, 1)
 
@@ -203,32 +204,114 @@ def test_a_registry_that_is_gone_changes_nothing(lab: Lab) -> None:
     assert Replica(lab.source()).model.version == second
 
 
+@pytest.mark.parametrize("spoil", [_truncate, _no_number])
+def test_a_start_with_a_broken_champion_serves_what_served_last(
+    lab: Lab, spoil: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also without the registry, and after the broken one has been tried."""
+    first, broken = lab.register(lab.train(1)), lab.train(2)
+    spoil(broken)
+    lab.champion(first)
+    running = Replica(lab.source())
+    second = lab.register(broken)
+    lab.champion(second)
+    assert running.look() == first
+    assert Replica(lab.source()).model.version == first
+    assert f"version {first}, which served last, serves" in caplog.text
+    lab.away()
+    assert Replica(lab.source()).model.version == first
+
+
+def test_a_broken_model_alone_is_not_served(lab: Lab) -> None:
+    broken = lab.train(1)
+    _no_number(broken)
+    lab.champion(lab.register(broken))
+    with pytest.raises(InputError, match="no numbers"):
+        Replica(lab.source())
+
+
+def test_a_kept_copy_is_not_fetched_again(lab: Lab) -> None:
+    first = lab.register(lab.train(1))
+    lab.champion(first)
+    Replica(lab.source())
+    # The store of files is down, the registry itself answers.
+    artifacts = lab.database.parent / "artifacts"
+    away = artifacts.rename(artifacts.with_name("artifacts_away"))
+    try:
+        assert Replica(lab.source()).model.version == first
+    finally:
+        away.rename(artifacts)
+
+
+def test_a_refused_version_is_tried_again_later(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = lab.register(lab.train(1)), lab.register(lab.train(2), **{WEIGHTS_TAG: "0123456789abcdef"})
+    lab.champion(first)
+    replica = Replica(lab.source())
+    lab.champion(second)
+    replica.look()
+    monkeypatch.setattr("serve.watcher.time.monotonic", lambda now=time.monotonic: now() + TRY_AGAIN_SECONDS)
+    replica.look()
+    assert replica.refused == 2
+
+
+def test_a_model_that_takes_or_gives_less_is_refused(
+    lab: Lab, vocabulary: GeneVocabulary, caplog: pytest.LogCaptureFixture
+) -> None:
+    from geneformer_ray.compute.model_directory import save_model
+    from geneformer_ray.compute.pretraining import new_model
+
+    first = lab.register(lab.train(1))
+    lab.champion(first)
+    replica = Replica(lab.source())
+    for number, (layers, medians) in enumerate([(1, vocabulary.medians), (2, {})]):
+        own = replace(vocabulary, medians=medians)
+        save_model(new_model(own, layers=layers, width=16, heads=2, feed_forward=32), own, lab.folder / f"t{number}")
+        lab.trunk, lab.vocabulary = lab.folder / f"t{number}", own
+        lab.champion(lab.register(lab.train(5 + number)))
+        assert replica.look() == first
+    assert "without mean embeddings" in caplog.text
+    assert "without medians" in caplog.text
+
+
+def test_what_serves_is_never_forgotten(lab: Lab) -> None:
+    first = lab.register(lab.train(1))
+    lab.champion(first)
+    replica = Replica(lab.source())
+    for seed in range(2, 8):
+        broken = lab.train(seed)
+        _no_number(broken)
+        lab.champion(lab.register(broken))
+        assert replica.look() == first
+    assert replica.refused == 6
+    assert replica.model.directory.exists()
+
+
 def test_a_copy_that_was_tampered_with_is_not_served(lab: Lab) -> None:
     lab.champion(lab.register(lab.train(1)))
-    lab.source().find()
+    Replica(lab.source())
     (weights,) = (lab.folder / "cache").rglob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-8] + b"tampered")
+    assert Replica(lab.source()).model.version == 1  # the registry's own
+    weights.write_bytes(weights.read_bytes()[:-8] + b"tampered")
     lab.away()
-    with pytest.raises(InputError, match="other weights"):
-        lab.source().find()
+    with pytest.raises(RegistryUnavailable):
+        Replica(lab.source())
 
 
 def test_without_registry_and_copy_there_is_one_line(lab: Lab) -> None:
     lab.champion(lab.register(lab.train(1)))
     lab.away()
-    with pytest.raises(InputError, match=r"not in .*cache.*there is no such file"):
-        lab.source().find()
-    with pytest.raises(RegistryUnavailable):
-        ModelSource(f"models:/{lab.name}@champion", lab.uri, None).find()
+    with pytest.raises(RegistryUnavailable, match="there is no such file"):
+        Replica(lab.source())
 
 
 def test_old_copies_go(lab: Lab) -> None:
-    versions = [lab.register(lab.train(seed)) for seed in range(1, 6)]
+    versions = [lab.register(lab.train(seed)) for seed in range(1, 7)]
     for version in versions:
         lab.champion(version)
-        lab.source().find()
+        Replica(lab.source())
     kept = {int(path.name) for path in (lab.folder / "cache" / lab.name).iterdir() if path.name.isdigit()}
-    assert kept == set(versions[-3:])
-    assert json.loads((lab.folder / "cache" / lab.name / "aliases.json").read_text()) == {"champion": versions[-1]}
+    assert kept == set(versions[-4:])
+    assert not list((lab.folder / "cache" / lab.name).glob(".*"))
     shutil.rmtree(lab.folder / "cache")
-    assert lab.source().find().version == versions[-1]
+    assert Replica(lab.source()).model.version == versions[-1]

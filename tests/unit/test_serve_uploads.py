@@ -452,7 +452,7 @@ def test_a_request_that_is_given_up_ends_its_reader(
 def test_a_reader_that_fails_is_a_fault_of_the_service(
     service: Direct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(READER_ENVIRONMENT, "PYTHONPATH", "/nowhere")
+    monkeypatch.setitem(READER_ENVIRONMENT, "PYTHONHOME", "/nowhere")
     found = send(service, write(tmp_path / "cells.h5ad"))
     assert (found.status_code, found.json()["error"]["field"]) == (500, "server")
 
