@@ -91,7 +91,7 @@ def end_attempts(output: str, what: str, lost: int) -> None:
 
 
 def forget_attempts(output: str) -> None:
-    """Forget all attempts: a new run tries everything afresh."""
+    """Forget all attempts: a new run tries every item that is not finished afresh."""
     storage.remove(storage.join(output, ATTEMPTS))
 
 
