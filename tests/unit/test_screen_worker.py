@@ -137,6 +137,20 @@ def test_a_cell_that_ends_its_process_is_set_aside(worker: ScreenWorker) -> None
     assert sorted(set(pq.read_table(f"{worker.output}/cell_shifts")["cell_id"].to_pylist())) == ["a", "c"]
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_an_item_that_no_cell_alone_ends_is_given_up(worker: ScreenWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells are screened, but what is written of them together ends the process: no one cell is to blame."""
+    monkeypatch.setattr(worker, "_write", lambda *_: os._exit(9))
+    for _ in range(1 + LOST_TOGETHER + LOST_ALONE * 2):
+        child = os.fork()
+        if child == 0:
+            worker({"item": 4, "rows": [0, 2]})
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    with pytest.raises(InputError, match="rows 0 to 2, which ended their process"):
+        worker({"item": 4, "rows": [0, 2]})
+
+
 def test_an_item_that_ends_leaves_no_attempt_behind(worker: ScreenWorker) -> None:
     worker({"item": 0, "rows": [0, 1, 2]})
     assert not list(Path(worker.output, "_attempts").iterdir())
