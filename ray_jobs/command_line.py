@@ -1,9 +1,9 @@
 """From flags and a YAML file to a job's typed configuration, and from its result to an exit code.
 
 Every field of a configuration is a flag; every flag can stand in the YAML file given as ``--config``, and a flag on the
-command line wins. A bad value ends with exit code 2 and one line that names it; an MLflow store that is down or locked
-with exit code 1 and one line that says what finishes the job. The last line of standard output is one JSON object: the
-job's summary.
+command line wins. A flag that neither gives may stand in the installation's settings (``--registered-model``). A bad
+value ends with exit code 2 and one line that names it; an MLflow store that is down or locked with exit code 1 and one
+line that says what finishes the job. The last line of standard output is one JSON object: the job's summary.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geneformer_ray.data import storage
 from geneformer_ray.errors import InputError, RegistryUnavailable
+from geneformer_ray.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,6 +117,8 @@ def parse(
     file = given.pop("config", None)
     values = _read_yaml(file, kind) if file else {}
     values |= given
+    shared = Settings.read().model_dump(exclude_none=True, exclude={"api_keys"})
+    values = {name: value for name, value in shared.items() if name in kind.model_fields} | values
     values = {name: _from_text(kind, name, value) for name, value in values.items()}
     return build(kind, values)
 
@@ -179,9 +182,16 @@ def main(kind: type[ConfigT], run: Callable[[ConfigT], dict[str, Any]], descript
 
 
 def place(path: str, field: str) -> str:
-    """Make a path absolute; refuse a relative one in the throw-away copy that ``ray job submit`` works in."""
+    """Make a path absolute: below the storage of the settings, else below the working directory.
+
+    Without a storage, a relative path is refused in the throw-away copy that ``ray job submit`` works in.
+    """
+    if (settings := Settings.read()).storage is not None:
+        if os.path.normpath(path).startswith(".."):
+            raise InputError(field, path, f"a path below GENEFORMER_STORAGE, {settings.storage}")
+        path = settings.below_storage(path)
     if not storage.is_uri(path) and not os.path.isabs(os.path.expanduser(path)) and in_submitted_copy():
-        takes = "an absolute path or a URI: a submitted job works in a copy that Ray throws away"
+        takes = "an absolute path, a URI, or GENEFORMER_STORAGE: a submitted job works in a copy that Ray throws away"
         raise InputError(field, f"the relative path {path}", takes)
     return storage.absolute(path)
 
@@ -193,7 +203,7 @@ def in_submitted_copy() -> bool:
 
 def store_directory() -> str:
     """Say where the default MLflow store goes: the working directory, unless that is thrown away."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = Settings.read().tracking_uri or ""
     absolute = uri.startswith(("/", "sqlite:////")) or ("://" in uri and not uri.startswith("sqlite:"))
     if not absolute and in_submitted_copy():
         got = f"{uri or 'nothing'}, and a store in the working directory of a submitted job would be thrown away"

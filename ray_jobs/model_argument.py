@@ -12,6 +12,7 @@ from geneformer_ray.data.hub import HubId, named
 from geneformer_ray.data.vocabulary_files import pinned_vocabulary
 from geneformer_ray.errors import InputError
 from geneformer_ray.manage.registry import is_registry_uri, local_source, open_store, pinned_uri
+from geneformer_ray.settings import Settings
 from ray_jobs.command_line import in_submitted_copy, place, store_directory
 
 if TYPE_CHECKING:
@@ -108,12 +109,14 @@ def open_model(model: str, vocabulary: str | None) -> OpenedModel:
 
 def place_vocabulary(vocabulary: str) -> str:
     """Make the path of a vocabulary absolute, as `place` does, and pin a hub id to the commit that is found now."""
-    pinned = pinned_vocabulary(vocabulary, "--vocabulary")
+    below = Settings.read().below_storage(vocabulary)
+    pinned = pinned_vocabulary(below if storage.exists(below) else vocabulary, "--vocabulary")
     return pinned if HubId.parse(pinned) else place(pinned, "--vocabulary")
 
 
 def place_if_path(model: str) -> str:
     """Make a path absolute; a hub id looks like a relative path, so it is left to be looked up."""
+    model = Settings.read().below_storage(model)
     if in_submitted_copy() and model.startswith("."):
         return place(model, "--model")
     return storage.absolute(model)

@@ -9,3 +9,9 @@ Ray's own package of that name is ``ray.serve``; it is imported as ``ray_serve``
 - ``app``: the deployment, for ``serve run serve.app:app`` and ``serve deploy serve/config.yaml``
 - ``run``: starts the service inside a running Ray and stops it again
 """
+
+from __future__ import annotations
+
+from geneformer_ray.settings import export_file
+
+export_file()  # before anything here imports Ray or MLflow, which read the environment when they are imported

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from geneformer_ray.data import storage
 from geneformer_ray.errors import InputError
+from geneformer_ray.settings import Settings
 
 __all__ = ["ENVIRONMENT_PREFIX", "ServeSettings"]
 
@@ -98,6 +99,9 @@ class ServeSettings(BaseModel):
         names = {name: ENVIRONMENT_PREFIX + name.upper() for name in cls.model_fields}
         values: dict[str, Any] = {name: os.environ[key] for name, key in names.items() if os.environ.get(key)}
         values |= dict(args or {})
+        shared = Settings.read()
+        if "model" not in values and shared.registered_model:
+            values["model"] = f"models:/{shared.registered_model}@champion"
         try:
             settings = cls(**values)
         except ValidationError as error:
@@ -107,7 +111,7 @@ class ServeSettings(BaseModel):
             # An API key is shown nowhere, and what stands under an unknown name may be one.
             got = repr(first["input"]) if field in names and field != "api_keys" else "a value"
             raise InputError(field, got, takes.removeprefix("Input should be ")) from None
-        store = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow/mlflow.db"
+        store = settings.tracking_uri or shared.tracking_uri or "sqlite:///mlflow/mlflow.db"
         return settings.model_copy(
             update={
                 "model": _absolute(settings.model),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 
+from geneformer_ray.settings import export_file
+
+export_file()
 # Ray reads these when it is imported, so they are set before any module of this floor imports it. For a cluster of our
 # own only: what RAY_ADDRESS names has its own. Token authentication with a token of our own, so that nothing has to be
 # set up and nothing is left in the home directory; no usage report; a fast poll, for small trainings end in seconds.
