@@ -17,17 +17,25 @@ class Board:
         self._done: dict[str, int] = {}
         self._note = ""
         self._bad_input: InputError | None = None
-        self._controllers: list[Any] = []
-        self._stopped = False
+        self._controllers: dict[str, Any] = {}
+        self._unsafe: set[str] = set()
+        self._stopping = self._saving = False
 
-    def join(self, controller: Any) -> bool:
+    def join(self, run: str, controller: Any) -> bool:
         """Name the controller of a run that begins; False where all are to stop."""
-        self._controllers.append(controller)
-        return not self._stopped
+        self._controllers[run] = controller
+        if not self._stopping:
+            self._unsafe.add(run)
+        return not self._stopping
 
-    def tell(self, run: str, done: int, note: str) -> None:
-        """Say how much of a run is done."""
+    def tell(self, run: str, done: int, note: str) -> bool:
+        """Say how much of a run is done; True where it is to write a checkpoint and go no further."""
         self._done[run], self._note = done, note
+        return self._saving
+
+    def safe(self, run: str) -> None:
+        """Say that all that a run has trained lies in a checkpoint."""
+        self._unsafe.discard(run)
 
     def refuse(self, error: InputError) -> None:
         """Hand over bad input that a run met."""
@@ -37,7 +45,12 @@ class Board:
         """Give what is done of all runs, the last note, and the bad input that one of them met."""
         return sum(self._done.values()), self._note, self._bad_input
 
+    def save(self) -> list[str]:
+        """Let no further run begin and those that train write a checkpoint; give the names of those yet to do so."""
+        self._stopping = self._saving = True
+        return sorted(self._unsafe)
+
     def stop(self) -> list[Any]:
         """Let no further run begin; give the controllers of those that have."""
-        self._stopped = True
-        return self._controllers
+        self._stopping = True
+        return list(self._controllers.values())

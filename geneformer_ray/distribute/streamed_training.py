@@ -97,14 +97,20 @@ class StreamedTraining:
                 parallel, optimisation, step, cells, self.loss_of, self.items_of, options,
                 vocabulary=self.vocabulary, execution=self.worker.execution, share=share,
             )  # fmt: skip
+            self.worker.metrics.count(
+                cells=result.cells, tokens=result.tokens, padding_tokens=result.padded_tokens - result.tokens
+            )
             sums += (result.loss_sum, result.items, result.correct)
             done, steps = step.number + 1, sum(counts[: step.epoch]) + step.number + 1
             note = f"{self.name}epoch {step.epoch + 1}, loss {result.loss_sum / max(1, result.items):.3f}"
             self.worker.tell(round((step.epoch + done / counts[step.epoch]) * len(plan)), note)
             if done < counts[step.epoch]:
-                if self.worker.due(steps):
+                stopping = self.worker.stopping()
+                if stopping or self.worker.due(steps):
                     state = {"epoch": step.epoch, "step": done, "over": False, "history": history}
                     self._save(state, sums, optimisation)
+                if stopping:
+                    self.worker.stop_here()
                 continue
             loss, items, correct = np.sum(self.worker.gather(sums), axis=0)
             sums = np.zeros(3)
@@ -120,6 +126,7 @@ class StreamedTraining:
             self._save({"epoch": step.epoch + 1, "step": 0, "over": over, "history": history}, sums, optimisation)
             if over:
                 break
+        self.worker.safe()
         return history
 
     def _save(self, state: dict[str, Any], sums: NDArray[np.float64], optimisation: Optimisation) -> None:
@@ -133,6 +140,8 @@ class StreamedTraining:
         if saved is None:
             return {"epoch": 0, "step": 0, "over": False, "history": []}, np.zeros(3)
         state, tensors = saved
+        if self.worker.leads:
+            self.worker.metrics.resumed()
         self.model.load_state_dict(tensors["model"])
         optimisation.restore(tensors)
         # All workers' sums in one: the first one carries them.

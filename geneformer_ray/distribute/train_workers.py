@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from geneformer_ray.data import storage
 from geneformer_ray.distribute.board import Board
 from geneformer_ray.distribute.worker import SECONDS_BETWEEN_POLLS
 from geneformer_ray.errors import InputError
-from geneformer_ray.progress import Progress
+from geneformer_ray.progress import Progress, say
+from geneformer_ray.run_log import current_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +27,8 @@ __all__ = ["TrainingRun", "Workers", "discard_checkpoints", "fit", "fit_all", "r
 
 MAX_FAILURES = 3
 SECONDS_TO_STOP = 10.0
+# Less than a cluster gives a stopped job, which docs/cluster.md sets to 60.
+SECONDS_TO_SAVE = 40.0
 RUNS = "ray_train"
 
 
@@ -117,28 +121,33 @@ def fit_all(
     waiting, errors = list(runs), list[BaseException]()
     lock, over = threading.Lock(), threading.Event()
 
-    def work() -> None:
-        while not over.is_set():
-            with lock:
-                run = waiting.pop(0) if waiting else None
-            if run is None:
-                return
-            try:
+    def work(end: threading.Event) -> None:
+        try:
+            while not over.is_set():
+                with lock:
+                    run = waiting.pop(0) if waiting else None
+                if run is None:
+                    return
                 _trainer(train, run, board, workers, output, precision).fit()
-            except BaseException as error:  # noqa: BLE001  (the driver's thread raises it)
-                errors.append(error)
-                return
+        except BaseException as error:  # noqa: BLE001  (the driver's thread raises it)
+            errors.append(error)
+        finally:
+            end.set()
 
-    # Threads of a daemon: a run that cannot be stopped does not keep the process alive.
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(len(runs), runs_at_once(workers)))]
+    # Not by Thread.join and is_alive: Python 3.11 takes a thread for ended once a join of it was interrupted.
+    ends = [threading.Event() for _ in range(min(len(runs), runs_at_once(workers)))]
     try:
-        for thread in threads:
-            thread.start()
-        _watch(board, threads, errors, sum(run.cells for run in runs), what)
+        for end in ends:
+            # Of a daemon: a run that cannot be stopped does not keep the process alive.
+            threading.Thread(target=work, args=(end,), daemon=True).start()
+        _watch(board, ends, errors, sum(run.cells for run in runs), what)
+    except KeyboardInterrupt:
+        _let_save(board, ends)
+        raise
     finally:
         over.set()
-        if any(thread.is_alive() for thread in threads):
-            _stop(board, threads)
+        if not all(end.is_set() for end in ends):
+            _stop(board, ends)
     if errors:
         raise _bad_input_in(errors[0]) or errors[0]
 
@@ -170,7 +179,7 @@ def _trainer(
 
         # No public name. It ends its workers, also those that wait for each other, and gives back what they held.
         controller = get_train_context().controller_actor
-        if not ray.get(board.join.remote(controller)):
+        if not ray.get(board.join.remote(run.name, controller)):
             controller.abort.remote()
             threading.Event().wait()
         try:
@@ -191,6 +200,7 @@ def _trainer(
             "checkpoint_every": workers.checkpoint_every,
             "board": board,
             "run": run.name,
+            "job_run": current_run(),
         },
         torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -209,12 +219,12 @@ def _trainer(
     )
 
 
-def _watch(board: Any, threads: Sequence[threading.Thread], errors: list[BaseException], total: int, what: str) -> None:
+def _watch(board: Any, ends: Sequence[threading.Event], errors: list[BaseException], total: int, what: str) -> None:
     """Show on the driver what the workers tell, until all runs are done or one of them failed."""
     shown = 0
     with Progress(what, total, "cells") as progress:
-        while not errors and (alive := [thread for thread in threads if thread.is_alive()]):
-            alive[0].join(SECONDS_BETWEEN_POLLS)
+        while not errors and (running := [end for end in ends if not end.is_set()]):
+            running[0].wait(SECONDS_BETWEEN_POLLS)
             shown = _show(board, progress, shown)
         if not errors:
             _show(board, progress, shown)
@@ -231,7 +241,23 @@ def _show(board: Any, progress: Progress, shown: int) -> int:
     return int(done)
 
 
-def _stop(board: Any, threads: Sequence[threading.Thread]) -> None:
+def _let_save(board: Any, ends: Sequence[threading.Event]) -> None:
+    """Wait until every run that trains has written a checkpoint; a second interruption ends the wait."""
+    say(f"stopping: writing a checkpoint, for {SECONDS_TO_SAVE:.0f} s at most")
+    deadline = time.monotonic() + SECONDS_TO_SAVE
+    try:
+        while not all(end.is_set() for end in ends):
+            if not (unsafe := ray.get(board.save.remote(), timeout=SECONDS_TO_STOP)):
+                return
+            if time.monotonic() > deadline:
+                say(f"no checkpoint in time of {', '.join(unsafe)}: the one before counts")
+                return
+            time.sleep(SECONDS_BETWEEN_POLLS / 5)
+    except ray.exceptions.RayError as error:
+        say(f"no checkpoint: the cluster is gone ({type(error).__name__})")
+
+
+def _stop(board: Any, ends: Sequence[threading.Event]) -> None:
     """End the runs that are left."""
     try:
         controllers = ray.get(board.stop.remote(), timeout=SECONDS_TO_STOP)
@@ -243,8 +269,8 @@ def _stop(board: Any, threads: Sequence[threading.Thread]) -> None:
                 ray.kill(controller)
     except ray.exceptions.RayError:
         return  # the connection is gone, and with it all that ran
-    for thread in threads:
-        thread.join(SECONDS_TO_STOP)
+    for end in ends:
+        end.wait(SECONDS_TO_STOP)
 
 
 def _bad_input_in(error: BaseException) -> InputError | None:

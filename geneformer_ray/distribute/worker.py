@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 import ray.train
@@ -16,6 +17,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode
 
 from geneformer_ray.compute.execution import Execution, choose_execution
 from geneformer_ray.compute.training import Share
+from geneformer_ray.distribute.job_metrics import JobMetrics
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,9 +44,11 @@ class Worker:
         context = ray.train.get_context()
         self.share = Share(context.get_world_rank(), context.get_world_size())
         self.execution: Execution = choose_execution(config["precision"], cpus=config["cpus"], gpu=config["gpu"])
+        self.metrics = JobMetrics(config["job_run"])
         self._board, self._run = config["board"], config["run"]
         self._checkpoint_every: int | None = config["checkpoint_every"]
         self._told = 0.0
+        self._answer: Any = None  # the board's, to what was told last
         self._durable = time.monotonic()
 
     @property
@@ -61,7 +65,7 @@ class Worker:
         """Tell the driver how much is done; now and then, unless it has to be `now`."""
         if self.leads and (now or time.monotonic() - self._told >= SECONDS_BETWEEN_POLLS):
             self._told = time.monotonic()
-            self._board.tell.remote(self._run, done, note)
+            self._answer = self._board.tell.remote(self._run, done, note)
 
     def gather(self, mine: Any) -> list[Any]:
         """Collect one picklable value of every worker, in rank order, on every worker."""
@@ -70,6 +74,32 @@ class Worker:
         everyone: list[Any] = [None] * self.share.workers
         torch.distributed.all_gather_object(everyone, mine)
         return everyone
+
+    def stopping(self) -> bool:
+        """Whether the driver was asked to stop; the same answer on every worker, which all of them ask for at a step.
+
+        Nobody waits for the driver: what it says is heard a step or two later.
+        """
+        heard = False
+        if self.leads and self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            heard, self._answer = bool(ray.get(self._answer)), None
+        if self.share.workers == 1:
+            return heard
+        flag = torch.tensor(heard, device=self.execution.device)
+        torch.distributed.broadcast(flag, src=0)
+        return bool(flag)
+
+    def stop_here(self) -> NoReturn:
+        """Say that a checkpoint holds all that was trained, and wait for the end of the group."""
+        self.safe()
+        threading.Event().wait()
+        raise AssertionError
+
+    def safe(self) -> None:
+        """Say that a checkpoint holds all that was trained, once the controller knows of it."""
+        if self.leads:
+            self._await_durable()
+            ray.get(self._board.safe.remote(self._run))
 
     def due(self, steps: int) -> bool:
         """Whether a checkpoint is to be written after so many optimiser steps, beside those at an epoch's end."""
@@ -91,9 +121,12 @@ class Worker:
             name = f"epoch-{state['epoch']:04d}-step-{state['step']:06d}"
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
         if self.leads and time.monotonic() - self._durable >= SECONDS_BETWEEN_DURABLE_CHECKPOINTS:
-            # Waits until the controller knows of it, else a crash soon after would lose it.
-            ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
-            self._durable = time.monotonic()
+            self._await_durable()
+
+    def _await_durable(self) -> None:
+        """Wait until the controller knows of the last checkpoint, else a crash soon after would lose it."""
+        ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+        self._durable = time.monotonic()
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Give what the last checkpoint holds, None at the start: the state, and the tensors."""

@@ -255,11 +255,28 @@ def slow(config):
     streamed_training.train_step = step
     finetune.finetune_worker(config)
 
-config, trial, split = pickle.load(open(sys.argv[1], "rb"))
+config, trial, split, workers = pickle.load(open(sys.argv[1], "rb"))
 finetune.fit_all = lambda _, runs, **options: fit_all(slow, runs, **options)
 with connected(cpus=2):
-    finetune.finetune_trials(config, [trial], [split], workers=Workers(1, 1, False, 2), precision="fp32")
+    finetune.finetune_trials(config, [trial], [split], workers=workers, precision="fp32")
 """
+
+
+def start_driver(setting: Setting, output: Path, trial: Trial, workers: Workers) -> subprocess.Popen[bytes]:
+    """Train in a process of its own, each step of which takes a while."""
+    what = output.with_suffix(".pickle")
+    what.write_bytes(pickle.dumps(({**setting.config, "output": str(output)}, trial, setting.split, workers)))
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(what)], cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+    )  # fmt: skip
+
+
+def wait_for_checkpoint(driver: subprocess.Popen[bytes], output: Path, trial: Trial, pattern: str) -> None:
+    deadline = time.monotonic() + 300
+    while not list((output / "ray_train" / trial.name).glob(pattern)):
+        assert time.monotonic() < deadline and driver.poll() is None
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -272,23 +289,32 @@ def pair(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_driver_killed_within_an_epoch_leaves_the_same_result(setting: Setting, pair: Path, tmp_path: Path) -> None:
     output, trial = tmp_path / "out", Trial("mean", 0)
-    config = {**setting.config, "output": str(output)}
-    (tmp_path / "what").write_bytes(pickle.dumps((config, trial, setting.split)))
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path / "what")], cwd=REPOSITORY,
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-    )  # fmt: skip
-    checkpoints = output / "ray_train" / trial.name
-    deadline = time.monotonic() + 300
-    while not list(checkpoints.glob("epoch-0001-step-00000[1-9]")):
-        assert time.monotonic() < deadline and driver.poll() is None
-        time.sleep(0.1)
+    driver = start_driver(setting, output, trial, Workers(1, 1, False, 2))
+    wait_for_checkpoint(driver, output, trial, "epoch-0001-step-00000[1-9]")
     driver.kill()
     driver.wait()
     time.sleep(3)  # its cluster ends with it
     assert not (Path(trial.directory(str(output))) / "finished.json").exists()
     setting.train(output, trial, every=2)
     assert_same(output, pair, trial)
+
+
+def test_a_driver_that_is_asked_to_stop_writes_a_checkpoint_within_the_epoch(
+    setting: Setting, whole: Path, tmp_path: Path
+) -> None:
+    """As by ``ray job stop``; without it, this training has checkpoints at the ends of epochs only."""
+    output, trial = tmp_path / "out", Trial("mean", 0)
+    driver = start_driver(setting, output, trial, Workers(2, 1, False, None))
+    wait_for_checkpoint(driver, output, trial, "epoch-0001-step-000000")
+    time.sleep(1)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(60) != 0
+    (left,) = (output / "ray_train" / trial.name).glob("epoch-*")
+    assert not left.name.endswith("step-000000")
+    assert not (Path(trial.directory(str(output))) / "finished.json").exists()
+    time.sleep(3)  # its cluster ends with it
+    setting.train(output, trial, workers=2)
+    assert_same(output, whole, trial)
 
 
 # ---------------------------------------------------------------------- trials
