@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
+from geneformer_ray.run_log import in_json, json_line
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -18,7 +20,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 def say(text: str) -> None:
     """Print a line for the person who waits, on standard error: standard output is the summary's."""
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(json_line(text) if in_json() else text, file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -51,7 +53,7 @@ class Progress:
         self._brief = brief
         self._bar = (
             tqdm(total=total, desc=what, unit=f" {unit}", file=self._stream, leave=not brief, initial=done)
-            if self._stream.isatty()
+            if self._stream.isatty() and not in_json()
             else None
         )
 
@@ -82,6 +84,10 @@ class Progress:
         self._said, self._said_done = now, self._done
         rate = (self._done - self._before) / max(1e-9, now - self._started)
         left = f", {(self.total - self._done) / rate:.0f} s left" if rate and self._done < self.total else ""
+        if in_json():
+            values = {"done": self._done, "total": self.total, "unit": self.unit, "per_second": round(rate, 3)}
+            print(json_line(self.what, **values, note=note), file=self._stream, flush=True)
+            return
         extra = f", {note}" if note else ""
         text = f"{self.what}: {self._done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s{left}{extra}"
         print(text, file=self._stream, flush=True)

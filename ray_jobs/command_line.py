@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geneformer_ray.data import storage
 from geneformer_ray.errors import InputError, RegistryUnavailable
+from geneformer_ray.run_log import begin_run, in_json, json_line
 from geneformer_ray.settings import Settings
 
 if TYPE_CHECKING:
@@ -154,31 +154,39 @@ def _read_yaml(file: str, kind: type[JobConfig]) -> dict[str, Any]:
     return values
 
 
-def main(kind: type[ConfigT], run: Callable[[ConfigT], dict[str, Any]], description: str) -> NoReturn:
+def main(
+    kind: type[ConfigT],
+    run: Callable[[ConfigT], dict[str, Any]],
+    description: str,
+    *,
+    exit_code: Callable[[dict[str, Any]], int] | None = None,
+) -> NoReturn:
     """Run a job from the command line: parse, run, print one JSON summary line."""
     prog = f"python -m ray_jobs.{Path(sys.argv[0]).stem}"
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("geneformer_ray").setLevel(logging.INFO)
+    begun = begin_run(Path(sys.argv[0]).stem)
     try:
+        begun = begin_run(begun.job, Settings.read().log_format)
         config = parse(kind, description=description.strip(), prog=prog)
         # Standard output is the summary's alone, whatever libraries print.
         with contextlib.redirect_stdout(sys.stderr):
             summary = run(config)
     except InputError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"{prog}: {error}", 2)
     except RegistryUnavailable as error:
         # Nothing is wrong with the input, and the message says what finishes the job; no summary, for it is not done.
-        print(f"{prog}: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(f"{prog}: {error}", 1)
     except OSError as error:
-        print(f"{prog}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        _end(f"{prog}: {type(error).__name__}: {' '.join(str(error).split())}", 1)
     except KeyboardInterrupt:
-        print(f"{prog}: stopped; the same command goes on where it can", file=sys.stderr)
-        sys.exit(130)
-    print(json.dumps(summary), flush=True)
-    sys.exit(0)
+        _end(f"{prog}: stopped; the same command goes on where it can", 130)
+    print(json.dumps({**summary, "run": begun.id}), flush=True)
+    # A summary may tell of faults: what was asked for is done all the same.
+    sys.exit(exit_code(summary) if exit_code else 0)
+
+
+def _end(text: str, code: int) -> NoReturn:
+    print(json_line(text, "error", exit_code=code) if in_json() else text, file=sys.stderr)
+    sys.exit(code)
 
 
 def place(path: str, field: str) -> str:

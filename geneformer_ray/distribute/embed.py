@@ -98,26 +98,27 @@ class EmbedWorker:
         rows = np.array(item["rows"])
         cells = self.table.read(rows, [self.state_column] if self.state_column else [])
         sequences = self.runner.sequences(cells.input_ids, self.table.vocabulary_digest)
+        done = {"cells": len(rows), "tokens": sum(map(len, sequences))}
         if self.embedding == "gene":
-            return self._genes(item["item"], sequences)
+            self._genes(item["item"], sequences)
+            return mark_finished(self.output, item["item"], done)
         kind = self.state_embedding if self.embedding == "states" else self.embedding
         values = cell_embeddings(self.runner.encoder, sequences, self.runner.vocabulary, embedding=kind)
         if self.embedding == "states":
             sums = sum_by_state(values, cells.columns[self.state_column or ""])
             lists = {state: [count, total.tolist()] for state, (count, total) in sums.items()}
-            return {"item": item["item"], "cells": len(rows), "sums": lists}
+            return {"item": item["item"], **done, "sums": lists}
         lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         table = pa.table({"cell_id": cells.cell_ids, "embedding": lists})
         write_shard(self.output, "embeddings", item["item"], table, vocabulary=self.runner.vocabulary.digest)
-        return mark_finished(self.output, item["item"], {"cells": len(rows)})
+        return mark_finished(self.output, item["item"], done)
 
-    def _genes(self, number: int, sequences: list[NDArray[np.int32]]) -> dict[str, Any]:
+    def _genes(self, number: int, sequences: list[NDArray[np.int32]]) -> None:
         sums, cells = gene_embedding_sums(self.runner.encoder, sequences, self.runner.vocabulary)
         there = np.flatnonzero(cells)
         lists = pa.FixedSizeListArray.from_arrays(pa.array(sums[there].ravel()), sums.shape[1])
         table = pa.table({"token": there, "cells": cells[there], "sum": lists})
         write_shard(self.output, GENE_SUMS, number, table)
-        return mark_finished(self.output, number, {"cells": len(sequences)})
 
 
 def embed_states(

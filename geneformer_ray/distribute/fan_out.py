@@ -13,13 +13,16 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from geneformer_ray.distribute.job_metrics import JobMetrics
 from geneformer_ray.errors import InputError
+from geneformer_ray.run_log import Run, current_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = ["ItemWorker", "Pool", "fan_out"]
 
+COUNTED = ("cells", "events", "tokens")
 BAD_INPUT, OS_ERROR = "bad input", "os error"
 # A pipeline's bookkeeping grows with its items: a long run is done by several, one after another, so that driver and
 # object store hold no more of a million items than of so many. Its actors are started anew, which takes seconds.
@@ -30,7 +33,10 @@ class ItemWorker(Protocol):
     """Does one piece of work at a time; made once an actor."""
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Do one piece; both what comes in and what goes out are plain JSON values."""
+        """Do one piece; both what comes in and what goes out are plain JSON values.
+
+        ``cells``, ``events`` and ``tokens`` of what goes out are counted in Ray's metrics.
+        """
         ...
 
 
@@ -94,8 +100,9 @@ class Pool:
 class _Actor:
     """Adapts a worker to Ray Data: one row in, one row out, both JSON."""
 
-    def __init__(self, kind: type[ItemWorker], options: dict[str, Any], cpus: float) -> None:
+    def __init__(self, kind: type[ItemWorker], options: dict[str, Any], cpus: float, run: Run) -> None:
         _limit_threads(cpus)
+        self._metrics = JobMetrics(run)
         self._refused: InputError | None = None
         try:
             self._worker = kind(**options)
@@ -110,7 +117,9 @@ class _Actor:
         try:
             if self._refused is not None:
                 raise self._refused
-            return self._worker(item)
+            answer = self._worker(item)
+            self._metrics.count(**{name: answer[name] for name in COUNTED if name in answer})
+            return answer
         except InputError as error:
             return {BAD_INPUT: [error.field, str(error.got), error.takes]}
         except OSError as error:
@@ -154,7 +163,7 @@ def _pipeline(
     largest = min(pool.largest, len(items))
     results = dataset.map_batches(
         _Actor,
-        fn_constructor_kwargs={"kind": kind, "options": options, "cpus": pool.cpus},
+        fn_constructor_kwargs={"kind": kind, "options": options, "cpus": pool.cpus, "run": current_run()},
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=min(pool.smallest, largest), max_size=largest),
         num_cpus=pool.cpus,

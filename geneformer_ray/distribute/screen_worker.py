@@ -105,6 +105,8 @@ class ScreenWorker:
         reasons = {number: one for number, one in enumerate(found) if isinstance(one, str)}
         cell_ids = [cells.cell_ids[number] for number in kept]
         counts = {
+            "cells": len(kept),
+            "tokens": sum(len(found) * len(sequences[number]) for number, found in zip(kept, shifts, strict=True)),
             "events": sum(map(len, shifts)),
             "events_skipped": sum(cell.skipped for cell in shifts),
             "events_without_a_gene_to_compare": sum(cell.empty for cell in shifts),

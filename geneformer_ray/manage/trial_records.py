@@ -26,6 +26,7 @@ from geneformer_ray.manage.runs import DIGEST_TAG, RunRecord, log_run, register
 from geneformer_ray.manage.trained_run import MISCLASSIFIED, Record, TrainedRun, digest_of_test
 from geneformer_ray.manage.training_curves import TrainingCurve, training_curves
 from geneformer_ray.manage.trials import FINISHED, Trial, read_predictions
+from geneformer_ray.run_log import current_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -224,6 +225,7 @@ def _tags(run: TrainedRun, fold: Fold) -> dict[str, str]:
         LABELS_TAG: digest_of(fold.labels),
         SPLIT_TAG: fold.digest,
         "code_revision": run.code_revision,
+        **({"job_run": current_run().id} if current_run().id else {}),  # as in the log and in Ray's metrics
     }
 
 
