@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
@@ -85,7 +85,12 @@ class Progress:
         rate = (self._done - self._before) / max(1e-9, now - self._started)
         left = f", {(self.total - self._done) / rate:.0f} s left" if rate and self._done < self.total else ""
         if in_json():
-            values = {"done": self._done, "total": self.total, "unit": self.unit, "per_second": round(rate, 3)}
+            values: dict[str, Any] = {
+                "done": self._done,
+                "total": self.total,
+                "unit": self.unit,
+                "per_second": round(rate, 3),
+            }
             print(json_line(self.what, **values, note=note), file=self._stream, flush=True)
             return
         extra = f", {note}" if note else ""

@@ -74,10 +74,9 @@ def test_what_is_logged_is_json_too() -> None:
 
 @pytest.mark.parametrize("log_format", ["json", "text", "xml"])
 def test_a_job_that_fails_says_so_in_the_format(log_format: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ray_jobs.register", "--output", "/no/such"], env={**os.environ, "GENEFORMER_LOG_FORMAT": log_format},
-        text=True, capture_output=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "ray_jobs.register", "--output", "/no/such"]
+    environment = {**os.environ, "GENEFORMER_LOG_FORMAT": log_format}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     (said,) = done.stderr.splitlines()
     if log_format == "json":
