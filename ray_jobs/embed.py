@@ -23,7 +23,7 @@ from geneformer_ray.distribute.embed import (
     row_items,
     states_of_output,
 )
-from geneformer_ray.distribute.fan_out import Pool, fan_out
+from geneformer_ray.distribute.fan_out import fan_out
 from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
 from ray_jobs.command_line import main, place
@@ -40,6 +40,7 @@ __all__ = ["EmbedConfig", "run"]
 
 def run(config: EmbedConfig) -> dict[str, Any]:
     """Embed every chosen cell."""
+    config.check_workers()
     output, cells = place(config.output, "--output"), place(config.cells, "--cells")
     table = CellTable(cells)
     model = open_model(config.model, config.vocabulary)
@@ -77,7 +78,7 @@ def run(config: EmbedConfig) -> dict[str, Any]:
     todo = [item for item in row_items(rows, per_item) if item["item"] not in done]
     summary: dict[str, Any] = {"cells": len(rows), "embedding": config.embedding, "layer": config.layer}
     with connected():
-        pool = Pool.of_cluster(model=True)
+        pool = config.pool()
         runner = model.runner(layer=config.layer, precision=config.precision, digest=model.digest, **pool.execution())
         options = {"cells": cells, "runner": runner, "embedding": config.embedding, "output": output}
         with Progress("embed", len(rows), "cells") as progress:

@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from ray_jobs.command_line import JobConfig
+from ray_jobs.pool_flags import PoolConfig
 
 __all__ = ["EmbedConfig"]
 
 
-class EmbedConfig(JobConfig):
+class EmbedConfig(PoolConfig):
     """Flags of ``python -m ray_jobs.embed``."""
 
     cells: str = Field(description="table of tokenised cells")

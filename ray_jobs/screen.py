@@ -13,7 +13,6 @@ from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.distribute.cluster import connected
-from geneformer_ray.distribute.fan_out import Pool
 from geneformer_ray.distribute.screen import Screen, check_share
 from geneformer_ray.distribute.screen_items import BATCH_PLAN, ScreenItems, count_cells, read_sequences, screen_code
 from geneformer_ray.distribute.screen_worker import REJECTS
@@ -70,9 +69,7 @@ def run(config: ScreenConfig) -> dict[str, Any]:
     storage.claim_output(output, record, overwrite=config.overwrite, resume=True, inputs=inputs)
     model.vocabulary.save(storage.join(output, "_vocabulary"))
     with connected():
-        pool = Pool.of_cluster(
-            model=True, smallest=config.min_workers, largest=config.max_workers, gpus=config.gpus_per_worker
-        )
+        pool = config.pool()
         runner = model.runner(layer=config.layer, precision=config.precision, digest=model.digest, **pool.execution())
         states = screen_states(config, table, model, runner, pool, storage.join(output, "states.json"))
         gene_shifts = config.gene_shifts or config.gene_shifts_summary

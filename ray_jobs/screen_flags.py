@@ -10,7 +10,8 @@ from geneformer_ray.compute.perturbation import PerturbationPlan, genes_in_enoug
 from geneformer_ray.data import storage
 from geneformer_ray.data.gene_lists import read_gene_list, read_gene_sets
 from geneformer_ray.errors import InputError
-from ray_jobs.command_line import JobConfig, place
+from ray_jobs.command_line import place
+from ray_jobs.pool_flags import PoolConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["NOT_IN_PLAN", "ScreenConfig", "check_flags", "perturbation_plan"]
 
 
-class ScreenConfig(JobConfig):
+class ScreenConfig(PoolConfig):
     """Flags of ``python -m ray_jobs.screen``."""
 
     cells: str = Field(description="table of tokenised cells")
@@ -67,31 +68,17 @@ class ScreenConfig(JobConfig):
     max_rejected: float = Field(
         0.01, ge=0, le=1, description="share of cells that may be set aside (OUTPUT/_rejects) before the run fails"
     )
-    min_workers: int | None = Field(
-        None,
-        ge=1,
-        description="workers at least, which an autoscaling cluster grows to (default: all there is room for)",
-    )
-    max_workers: int | None = Field(None, ge=1, description="workers at most (default: all there is room for)")
-    gpus_per_worker: float | None = Field(
-        None, ge=0, le=1, description="a part of a GPU lets several share it; 0: none (default: 1 where there are GPUs)"
-    )
 
 
 LONGEST_NAME = 255  # bytes, of a file
 
 # Flags that change no row: a run may go on with others.
-NOT_IN_PLAN = {
-    "overwrite", "output", "cells", "model", "vocabulary", "max_rejected", "min_workers", "max_workers",
-    "gpus_per_worker",
-}  # fmt: skip
+NOT_IN_PLAN = {"output", "cells", "model", "vocabulary", "max_rejected", *PoolConfig.model_fields}
 
 
 def check_flags(config: ScreenConfig) -> None:
     """Refuse flags that do not go together, and what is not written yet."""
-    if config.min_workers and config.max_workers and config.min_workers > config.max_workers:
-        got = f"{config.min_workers} and {config.max_workers}"
-        raise InputError("--min-workers, --max-workers", got, "no more at least than at most")
+    config.check_workers()
     if config.rank_shift is not None and config.perturbation not in ("inhibit", "activate"):
         raise InputError("--rank-shift", f"{config.rank_shift} to {config.perturbation}", "inhibit or activate")
     if config.gene_sets is not None and config.genes != "all":

@@ -33,7 +33,7 @@ def asked_for() -> dict[str, dict[str, float]]:
     return {
         "a background call": {"CPU": float(_call._default_options["num_cpus"])},
         "an actor of a pool": {"CPU": pool.cpus, "GPU": pool.gpus},
-        "an actor of a screen on a GPU": {"CPU": pool.cpus, "GPU": _most("gpus_per_worker")},
+        "an actor of a pool on a GPU": {"CPU": pool.cpus, "GPU": _most("gpus_per_worker")},
         "a worker of a training": _of_training(gpu=False),
         "a worker of a training on a GPU": _of_training(gpu=True),
         "a replica": asked_by_the_service({}),
@@ -88,8 +88,8 @@ def _of_training(*, gpu: bool) -> dict[str, float]:
 
 
 def _most(flag: str) -> float:
-    """Give the most that a flag of the screen takes."""
-    from ray_jobs.screen_flags import ScreenConfig
+    """Give the most that a flag of a pool takes."""
+    from ray_jobs.pool_flags import PoolConfig
 
-    bounds = [limit.le for limit in ScreenConfig.model_fields[flag].metadata if hasattr(limit, "le")]
+    bounds = [limit.le for limit in PoolConfig.model_fields[flag].metadata if hasattr(limit, "le")]
     return float(bounds[0])

@@ -105,7 +105,7 @@ def test_what_is_asked_for_is_read_from_the_code() -> None:
     """The test above compares with something: GPUs and CPUs, for training, screens and replicas."""
     asked = asked_for()
     assert asked["a worker of a training on a GPU"] == {"CPU": 1, "GPU": 1}
-    assert asked["an actor of a screen on a GPU"] == {"CPU": 1, "GPU": 1}
+    assert asked["an actor of a pool on a GPU"] == {"CPU": 1, "GPU": 1}
     assert asked["a replica of serve/config.yaml"]["CPU"] >= 1
     assert any(who.startswith("num_cpus, num_gpus in geneformer_ray/distribute/") for who in asked)
     assert not is_offered({"GPU": 2}, {"CPU": 8, "GPU": 1})
