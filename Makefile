@@ -11,6 +11,9 @@ PIP_VERSION := 26.3
 # The lock keeps these where they are; `make lock` moves everything else to the newest that resolves.
 LOCK_PINS := torch==2.13.0
 CHECKED := geneformer_ray ray_jobs serve
+# What can be submitted to a cluster: every module of ray_jobs/ that can be run, but for what submits.
+JOBS := $(filter-out submit,$(patsubst ray_jobs/%.py,%,$(shell grep -l '^if __name__ == "__main__":' ray_jobs/*.py)))
+SUBMIT ?=
 # Byte-code is worth its time only for what can be imported here: no test suites, RLlib or other model families.
 NOT_COMPILED := /tests?/|/ray/rllib/|/transformers/models/(?!auto/|bert/)[^/]+/
 
@@ -24,16 +27,21 @@ unexport PIP_USER
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup quickstart test unit integration slow lint format lock clean
+.PHONY: help setup quickstart doctor test unit integration slow chaos lint format lock clean $(JOBS:%=submit-%)
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@echo 'on the cluster of RAY_API_SERVER_ADDRESS (flags of the job: ARGS="...", of ray_jobs.submit: SUBMIT="..."):'
+	@printf 'make submit-%s\n' $(JOBS)
 
 setup: $(VENV)/.installed ## create or update .venv from requirements.lock
 
 quickstart: setup ## run the main job on the embedded cells, into runs/quickstart (more flags: ARGS="...")
 	@$(BIN)/python -m ray_jobs.quickstart --output runs/quickstart $(ARGS)
+
+doctor: setup ## check this set-up, and its cluster where RAY_ADDRESS names one (more flags: ARGS="...")
+	@$(BIN)/python -m ray_jobs.doctor $(ARGS)
 
 test: setup ## unit tests, then integration tests
 	@$(MAKE) --no-print-directory unit
@@ -47,6 +55,12 @@ integration: setup ## tests with real Ray, MLflow and Serve: minutes
 
 slow: setup ## whole studies, and jobs that are killed and go on: minutes, before a release
 	@$(BIN)/python -m pytest tests/integration -q -m slow $(ARGS)
+
+chaos: setup ## kill workers, actors, nodes, drivers, store and disk: minutes (table: CHAOS_REPORT=FILE)
+	@$(BIN)/python -m pytest tests/chaos -q $(ARGS)
+
+$(JOBS:%=submit-%): submit-%: setup
+	@$(BIN)/python -m ray_jobs.submit $(SUBMIT) $* $(ARGS)
 
 lint: setup ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check .

@@ -46,6 +46,8 @@ LOCKED_AT_MOST = 10.0
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 # Several processes of one machine share the SQLite file, and our own progress is enough.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# It prints a link to each run, with the user and password of the store in it.
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 # MLflow's seven retries take four minutes, in which a person thinks that the job hangs. Nothing is lost by giving up
 # after a quarter of a minute: `ray_jobs.register` finishes what could not be recorded.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")

@@ -196,6 +196,10 @@ FLAGS = {
     "statistics.StatisticsConfig": "config overwrite shifts output test null against cells group",
     "promote.PromoteConfig": "config overwrite registered-model version margin allow-change rollback",
     "register.RegisterConfig": "config overwrite output registered-model",
+    "doctor.DoctorConfig": (
+        "config overwrite ray-address jobs-address storage tracking-uri registry-uri registered-model api-keys-file "
+        "host port model vocabulary local"
+    ),
 }
 REQUIRED = {
     "tokenize.TokenizeConfig": "input vocabulary output",
@@ -208,6 +212,7 @@ REQUIRED = {
     "statistics.StatisticsConfig": "shifts output",
     "promote.PromoteConfig": "registered-model",
     "register.RegisterConfig": "output",
+    "doctor.DoctorConfig": "",
 }
 # The choices of a flag, the default first.
 CHOICES = {
