@@ -86,6 +86,7 @@ class StreamedTraining:
         state, sums = self._restore(optimisation)
         history: History = state["history"]
         if state["over"]:
+            self.worker.safe()
             return history
         stream = stream_cells(
             self.table.path, self.rows, plan, rank=share.rank, epochs=options.epochs,

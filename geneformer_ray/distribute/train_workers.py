@@ -12,6 +12,7 @@ import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from geneformer_ray.data import storage
 from geneformer_ray.distribute.board import Board
@@ -21,7 +22,7 @@ from geneformer_ray.progress import Progress, say
 from geneformer_ray.run_log import current_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["TrainingRun", "Workers", "discard_checkpoints", "fit", "fit_all", "runs_at_once"]
 
@@ -117,7 +118,10 @@ def fit_all(
         If a worker met bad input. No error of a run leaves another one running.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    board = ray.remote(num_cpus=0)(Board).remote()
+    # On the driver's node, as Ray Train's own controller is: an actor that asks for nothing lies on any node, and with
+    # that one would go what every worker asks when its group starts again.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
     waiting, errors = list(runs), list[BaseException]()
     lock, over = threading.Lock(), threading.Event()
 
@@ -149,7 +153,7 @@ def fit_all(
         if not all(end.is_set() for end in ends):
             _stop(board, ends)
     if errors:
-        raise _bad_input_in(errors[0]) or errors[0]
+        raise _bad_input_in(errors[0]) or _os_error_in(errors[0]) or errors[0]
 
 
 def runs_at_once(workers: Workers) -> int:
@@ -275,11 +279,25 @@ def _stop(board: Any, ends: Sequence[threading.Event]) -> None:
 
 def _bad_input_in(error: BaseException) -> InputError | None:
     """Find bad input among what the workers raised: it is the user's to mend, not a failure of the run."""
-    seen: list[BaseException | None] = [error, *getattr(error, "worker_failures", {}).values()]
+    return next((one for one in _causes(error) if isinstance(one, InputError)), None)
+
+
+def _os_error_in(error: BaseException) -> OSError | None:
+    """Find what a person can mend as well, and the same command then goes on: a full disk, a store out of reach."""
+    found = next((one for one in _causes(error) if isinstance(one, OSError)), None)
+    if found is None:
+        return None
+    told = OSError(f"in a worker: {type(found).__name__}: {found}")
+    told.__cause__ = error
+    return told
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Give an error, those of the workers and of the controller that it stands for, and what caused them."""
+    failures = getattr(error, "worker_failures", {}).values()
+    seen: list[BaseException | None] = [error, getattr(error, "controller_failure", None), *failures]
     while seen:
         one = seen.pop()
-        if isinstance(one, InputError):
-            return one
         if one is not None:
+            yield one
             seen += [one.__cause__, getattr(one, "cause", None), getattr(one, "_base_exc", None)]
-    return None
