@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -36,6 +36,8 @@ class JobConfig(BaseModel):
     """The flags that every job has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    # Which of its fields the installation's settings may fill.
+    of_settings: ClassVar[frozenset[str]] = frozenset(Settings.model_fields) - {"api_keys"}
 
     overwrite: bool = Field(False, description="replace what lies in the output")
 
@@ -117,7 +119,7 @@ def parse(
     file = given.pop("config", None)
     values = _read_yaml(file, kind) if file else {}
     values |= given
-    shared = Settings.read().model_dump(exclude_none=True, exclude={"api_keys"})
+    shared = Settings.read().model_dump(exclude_none=True, include=set(kind.of_settings))
     values = {name: value for name, value in shared.items() if name in kind.model_fields} | values
     values = {name: _from_text(kind, name, value) for name, value in values.items()}
     return build(kind, values)
@@ -195,7 +197,7 @@ def place(path: str, field: str) -> str:
     Without a storage, a relative path is refused in the throw-away copy that ``ray job submit`` works in.
     """
     if (settings := Settings.read()).storage is not None:
-        if os.path.normpath(path).startswith(".."):
+        if os.path.normpath(path).split("/")[0] == "..":
             raise InputError(field, path, f"a path below GENEFORMER_STORAGE, {settings.storage}")
         path = settings.below_storage(path)
     if not storage.is_uri(path) and not os.path.isabs(os.path.expanduser(path)) and in_submitted_copy():

@@ -24,6 +24,7 @@ from geneformer_ray.distribute.embed import (
     states_of_output,
 )
 from geneformer_ray.distribute.fan_out import fan_out
+from geneformer_ray.distribute.job_metrics import count_resumed
 from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
 from ray_jobs.command_line import main, place
@@ -78,6 +79,7 @@ def run(config: EmbedConfig) -> dict[str, Any]:
     todo = [item for item in row_items(rows, per_item) if item["item"] not in done]
     summary: dict[str, Any] = {"cells": len(rows), "embedding": config.embedding, "layer": config.layer}
     with connected():
+        count_resumed(done)
         pool = config.pool()
         runner = model.runner(layer=config.layer, precision=config.precision, digest=model.digest, **pool.execution())
         options = {"cells": cells, "runner": runner, "embedding": config.embedding, "output": output}

@@ -30,6 +30,9 @@ OF_DEMO: dict[str, Any] = {**SPLIT, **FINETUNING, "num_workers": 1, "tokens_per_
 class PoolingStudyConfig(finetune.FinetuneConfig):
     """Flags of ``python -m ray_jobs.pooling_study``: those of finetune, and a few of its own."""
 
+    # A study registers models where it is told to; the embedded cells' are toys.
+    of_settings = frozenset()
+
     cells: str = Field("", description="table of tokenised cells; without it the embedded pancreas cells")
     label: str = Field("", description="column of cell types or states to learn; comes with --cells")
     group: str = Field("", description="column of donors, libraries, individuals; comes with --cells")

@@ -10,6 +10,7 @@ from geneformer_ray.compute.perturbation import PerturbationPlan, genes_in_enoug
 from geneformer_ray.data import storage
 from geneformer_ray.data.gene_lists import read_gene_list, read_gene_sets
 from geneformer_ray.errors import InputError
+from geneformer_ray.settings import Settings
 from ray_jobs.command_line import place
 from ray_jobs.pool_flags import PoolConfig
 
@@ -117,11 +118,11 @@ def perturbation_plan(
 
 def _listed(genes: str) -> list[str]:
     """Give the genes of ``--genes``: of a file, where there is one of that name, else as they stand."""
-    file = storage.absolute(genes)
+    file = storage.absolute(Settings.read().below_storage(genes))
     # Asked for a name longer than names may be, a file system fails; a long list of genes is no file.
     may_be_file = max(map(len, genes.encode().split(b"/"))) <= LONGEST_NAME
     if may_be_file and storage.exists(file) and not storage.is_directory(file):
-        names = read_gene_list(place(genes, "--genes"))
+        names = read_gene_list(file)
     else:
         names = [name.strip() for name in genes.split(",") if name.strip()]
     if not names:

@@ -8,10 +8,13 @@ import secrets
 from geneformer_ray.settings import export_file
 
 export_file()
+if os.environ.get("RAY_ADDRESS") in ("", "local"):
+    del os.environ["RAY_ADDRESS"]  # two more ways to say that the cluster is one of our own
 # Ray reads these when it is imported, so they are set before any module of this floor imports it. For a cluster of our
 # own only: what RAY_ADDRESS names has its own. Token authentication with a token of our own, so that nothing has to be
 # set up and nothing is left in the home directory; no usage report; a fast poll, for small trainings end in seconds.
-if "RAY_ADDRESS" not in os.environ:
+# Workers have no RAY_ADDRESS either, but whoever started their cluster has decided for them: Ray gives them its raylet.
+if not {"RAY_ADDRESS", "RAY_RAYLET_PID"} & os.environ.keys():
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

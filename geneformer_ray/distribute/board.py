@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 if TYPE_CHECKING:
     from geneformer_ray.errors import InputError
 
-__all__ = ["Board"]
+__all__ = ["Board", "Line"]
 
 
 class Board:
@@ -18,14 +20,13 @@ class Board:
         self._note = ""
         self._bad_input: InputError | None = None
         self._controllers: dict[str, Any] = {}
-        self._unsafe: set[str] = set()
+        self._safe: set[str] = set()
         self._stopping = self._saving = False
 
     def join(self, run: str, controller: Any) -> bool:
         """Name the controller of a run that begins; False where all are to stop."""
         self._controllers[run] = controller
-        if not self._stopping:
-            self._unsafe.add(run)
+        self._safe.discard(run)
         return not self._stopping
 
     def tell(self, run: str, done: int, note: str) -> bool:
@@ -35,7 +36,7 @@ class Board:
 
     def safe(self, run: str) -> None:
         """Say that all that a run has trained lies in a checkpoint."""
-        self._unsafe.discard(run)
+        self._safe.add(run)
 
     def refuse(self, error: InputError) -> None:
         """Hand over bad input that a run met."""
@@ -46,11 +47,50 @@ class Board:
         return sum(self._done.values()), self._note, self._bad_input
 
     def save(self) -> list[str]:
-        """Let no further run begin and those that train write a checkpoint; give the names of those yet to do so."""
+        """Let no further run begin and those that train write a checkpoint; give the names of those yet to do so.
+
+        A run that has not told anything has trained nothing.
+        """
         self._stopping = self._saving = True
-        return sorted(self._unsafe)
+        return sorted(self._done.keys() - self._safe)
 
     def stop(self) -> list[Any]:
         """Let no further run begin; give the controllers of those that have."""
         self._stopping = True
         return list(self._controllers.values())
+
+
+class Line:
+    """One run's line to the board: what it tells, and what it hears.
+
+    Parameters
+    ----------
+    board
+        The actor.
+    run
+        The run's name.
+    """
+
+    def __init__(self, board: Any, run: str) -> None:
+        self._board, self._run = board, run
+        self._answer: Any = None  # to what was told last
+        self._heard = False
+
+    def tell(self, done: int, note: str) -> None:
+        """Say how much is done, without waiting for the board."""
+        self._listen()  # to what came meanwhile: a new answer takes its place
+        self._answer = self._board.tell.remote(self._run, done, note)
+
+    def asked_to_stop(self) -> bool:
+        """Whether the board has said so by now; once it has, it stays said."""
+        self._listen()
+        return self._heard
+
+    def safe(self) -> None:
+        """Say that a checkpoint holds all that was trained."""
+        ray.get(self._board.safe.remote(self._run))
+
+    def _listen(self) -> None:
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._heard |= bool(ray.get(self._answer))
+            self._answer = None

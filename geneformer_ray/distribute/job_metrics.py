@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 from ray.util.metrics import Counter
 
+from geneformer_ray.run_log import current_run
+
 if TYPE_CHECKING:
+    from collections.abc import Sized
+
     from geneformer_ray.run_log import Run
 
-__all__ = ["JobMetrics"]
+__all__ = ["JobMetrics", "count_resumed"]
 
 
 class JobMetrics:
@@ -49,3 +53,9 @@ class JobMetrics:
     def resumed(self) -> None:
         """Count that earlier work was taken up."""
         self._counters["resumes"].inc(1)
+
+
+def count_resumed(done: Sized) -> None:
+    """Count on the driver that a run goes on, where an earlier one has done anything."""
+    if len(done):
+        JobMetrics(current_run()).resumed()

@@ -34,6 +34,7 @@ __all__ = ["STOPPED_CODE", "JobsApi", "check_flag", "exit_code", "travelling_var
 
 KNOCK_SECONDS = 10.0
 POLL_SECONDS = 0.5
+AGENT_SECONDS = 30.0
 # A head that does not answer for longer is gone; a job on it as well, or it goes on without us.
 RECONNECT_SECONDS = 60.0
 # Beyond any RAY_JOB_STOP_WAIT_TIME_S that makes sense.
@@ -49,6 +50,7 @@ CHATTERING = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+NO_AGENT = "No available agent"
 MISSING = re.compile(r"status code 404|does not exist")
 
 
@@ -161,15 +163,23 @@ class JobsApi:
             What the driver itself reserves, in bytes of memory. By default nothing: it then runs on the head, also on
             one that offers no CPU.
         """
+        deadline = time.monotonic() + AGENT_SECONDS
         with self._one_line("--submission-id", submission_id):
-            return self._client.submit_job(
-                entrypoint=shlex.join(command),
-                submission_id=submission_id,
-                runtime_env={"working_dir": str(working_directory), "env_vars": dict(variables)},
-                entrypoint_num_cpus=cpus,
-                entrypoint_num_gpus=gpus,
-                entrypoint_memory=memory,
-            )
+            while True:
+                try:
+                    return self._client.submit_job(
+                        entrypoint=shlex.join(command),
+                        submission_id=submission_id,
+                        runtime_env={"working_dir": str(working_directory), "env_vars": dict(variables)},
+                        entrypoint_num_cpus=cpus,
+                        entrypoint_num_gpus=gpus,
+                        entrypoint_memory=memory,
+                    )
+                except RuntimeError as error:
+                    # The dashboard of a head that was just started answers before its agent does.
+                    if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                        raise
+                    time.sleep(POLL_SECONDS)
 
     def info(self, submission_id: str) -> JobDetails:
         """Ask how a job is doing."""
@@ -235,7 +245,7 @@ class JobsApi:
                 raise InputError(field, got, "an id that no job of this cluster has had") from error
             if MISSING.search(said):
                 raise InputError(field, got, f"the id of a job that was submitted to {self.address}") from error
-            last = [line for line in said.splitlines() if line.strip()][-1]
+            last = ([type(error).__name__] + [line for line in said.splitlines() if line.strip()])[-1]
             raise ConnectionError(f"{self.address}: {last.strip()}") from error
 
 

@@ -12,7 +12,7 @@ from geneformer_ray.compute.precision_check import merge_precision
 from geneformer_ray.data import storage
 from geneformer_ray.data.shards import each_finished, forget_attempts
 from geneformer_ray.distribute.fan_out import Pool, fan_out
-from geneformer_ray.distribute.job_metrics import JobMetrics
+from geneformer_ray.distribute.job_metrics import count_resumed
 from geneformer_ray.distribute.screen_worker import (
     CELL_SHIFTS,
     GENE_SHIFTS,
@@ -24,7 +24,6 @@ from geneformer_ray.distribute.screen_worker import (
 )
 from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
-from geneformer_ray.run_log import current_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,8 +115,7 @@ class Screen:
             done.add(counts["item"])
             events_done += totals.add(counts)
         self._check_rejected(totals)
-        if done:
-            JobMetrics(current_run()).resumed()
+        count_resumed(done)
         todo = (item for item in self.items if item["item"] not in done)
         with Progress("screen", int(self.items.counts.events.sum()), "events", done=events_done) as progress:
             for counts in fan_out(ScreenWorker, options, todo, pool):

@@ -105,7 +105,7 @@ class ScreenWorker:
         reasons = {number: one for number, one in enumerate(found) if isinstance(one, str)}
         cell_ids = [cells.cell_ids[number] for number in kept]
         counts = {
-            "cells": len(kept),
+            "cells": len(kept) if part is None or part.start == 0 else 0,  # a cell in parts is one cell
             "tokens": sum(len(found) * len(sequences[number]) for number, found in zip(kept, shifts, strict=True)),
             "events": sum(map(len, shifts)),
             "events_skipped": sum(cell.skipped for cell in shifts),

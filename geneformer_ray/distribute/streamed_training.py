@@ -127,6 +127,8 @@ class StreamedTraining:
             self._save({"epoch": step.epoch + 1, "step": 0, "over": over, "history": history}, sums, optimisation)
             if over:
                 break
+            if self.worker.stopping():
+                self.worker.stop_here()
         self.worker.safe()
         return history
 

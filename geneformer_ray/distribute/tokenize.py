@@ -21,6 +21,7 @@ from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.count_inputs import CountReading, Stretch
 from geneformer_ray.distribute.fan_out import Pool, fan_out
+from geneformer_ray.distribute.job_metrics import count_resumed
 from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
 
@@ -154,6 +155,7 @@ def encode(inputs: CountInputs, output: str, report: EncodingReport) -> None:
     if not todo:
         return
     with connected():
+        count_resumed(done)
         inputs.sort(output)
         with Progress("tokenize", len(inputs), "cells") as progress:
             progress.advance(report.totals["cells_in"])

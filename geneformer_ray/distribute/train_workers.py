@@ -146,6 +146,7 @@ def fit_all(
             threading.Thread(target=work, args=(end,), daemon=True).start()
         _watch(board, ends, errors, sum(run.cells for run in runs), what)
     except KeyboardInterrupt:
+        over.set()  # no run that waits begins
         _let_save(board, ends)
         raise
     finally:
@@ -284,7 +285,9 @@ def _bad_input_in(error: BaseException) -> InputError | None:
 
 def _os_error_in(error: BaseException) -> OSError | None:
     """Find what a person can mend as well, and the same command then goes on: a full disk, a store out of reach."""
-    found = next((one for one in _causes(error) if isinstance(one, OSError)), None)
+    # Ray's own time-outs are OSErrors as well, and nobody mends them.
+    theirs = (TimeoutError, ray.exceptions.RayError)
+    found = next((one for one in _causes(error) if isinstance(one, OSError) and not isinstance(one, theirs)), None)
     if found is None:
         return None
     told = OSError(f"in a worker: {type(found).__name__}: {found}")

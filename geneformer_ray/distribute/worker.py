@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -17,6 +16,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode
 
 from geneformer_ray.compute.execution import Execution, choose_execution
 from geneformer_ray.compute.training import Share
+from geneformer_ray.distribute.board import Line
 from geneformer_ray.distribute.job_metrics import JobMetrics
 
 if TYPE_CHECKING:
@@ -45,10 +45,9 @@ class Worker:
         self.share = Share(context.get_world_rank(), context.get_world_size())
         self.execution: Execution = choose_execution(config["precision"], cpus=config["cpus"], gpu=config["gpu"])
         self.metrics = JobMetrics(config["job_run"])
-        self._board, self._run = config["board"], config["run"]
+        self._line = Line(config["board"], config["run"])
         self._checkpoint_every: int | None = config["checkpoint_every"]
         self._told = 0.0
-        self._answer: Any = None  # the board's, to what was told last
         self._durable = time.monotonic()
 
     @property
@@ -65,7 +64,7 @@ class Worker:
         """Tell the driver how much is done; now and then, unless it has to be `now`."""
         if self.leads and (now or time.monotonic() - self._told >= SECONDS_BETWEEN_POLLS):
             self._told = time.monotonic()
-            self._answer = self._board.tell.remote(self._run, done, note)
+            self._line.tell(done, note)
 
     def gather(self, mine: Any) -> list[Any]:
         """Collect one picklable value of every worker, in rank order, on every worker."""
@@ -80,9 +79,7 @@ class Worker:
 
         Nobody waits for the driver: what it says is heard a step or two later.
         """
-        heard = False
-        if self.leads and self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            heard, self._answer = bool(ray.get(self._answer)), None
+        heard = self.leads and self._line.asked_to_stop()
         if self.share.workers == 1:
             return heard
         flag = torch.tensor(heard, device=self.execution.device)
@@ -99,7 +96,7 @@ class Worker:
         """Say that a checkpoint holds all that was trained, once the controller knows of it."""
         if self.leads:
             self._await_durable()
-            ray.get(self._board.safe.remote(self._run))
+            self._line.safe()
 
     def due(self, steps: int) -> bool:
         """Whether a checkpoint is to be written after so many optimiser steps, beside those at an epoch's end."""

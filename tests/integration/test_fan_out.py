@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from geneformer_ray.distribute import fan_out as fan_out_module
+from geneformer_ray.distribute.board import Board, Line
 from geneformer_ray.distribute.fan_out import Pool, fan_out
 from geneformer_ray.errors import InputError
 
@@ -85,3 +88,22 @@ def test_a_pool_fits_the_cluster_or_is_refused() -> None:
         Pool.of_cluster(model=True, smallest=3)
     with pytest.raises(InputError, match=r"--gpus-per-worker.*at most 0"):
         Pool.of_cluster(model=True, gpus=0.5)
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.2])
+def test_a_run_hears_that_it_is_to_stop_however_often_it_tells(seconds: float) -> None:
+    """Each step tells anew, and the answer to what was told last is never there yet."""
+    board = ray.remote(num_cpus=0)(Board).remote()
+    line = Line(board, "run")
+    ray.get(board.join.remote("run", None))
+    line.tell(0, "")
+    assert ray.get(board.save.remote()) == ["run"]
+    for step in range(1, 100):
+        line.tell(step, "")
+        if line.asked_to_stop():
+            break
+        time.sleep(seconds)
+    assert step <= 3
+    line.safe()
+    assert ray.get(board.save.remote()) == []
+    ray.kill(board)

@@ -250,7 +250,7 @@ def slow(config):
     from geneformer_ray.distribute import finetune, streamed_training
     take = streamed_training.train_step
     def step(*values, **options):
-        time.sleep(0.3)
+        time.sleep(0.7)
         return take(*values, **options)
     streamed_training.train_step = step
     finetune.finetune_worker(config)

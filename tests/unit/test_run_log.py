@@ -72,16 +72,12 @@ def test_what_is_logged_is_json_too() -> None:
     assert "ValueError: no" in line["trace"]
 
 
-@pytest.mark.parametrize("log_format", ["json", "text", "xml"])
-def test_a_job_that_fails_says_so_in_the_format(log_format: str) -> None:
+def test_a_job_that_fails_says_so_in_the_format() -> None:
     command = [sys.executable, "-m", "ray_jobs.register", "--output", "/no/such"]
-    environment = {**os.environ, "GENEFORMER_LOG_FORMAT": log_format}
+    environment = {**os.environ, "GENEFORMER_LOG_FORMAT": "json"}
     done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     (said,) = done.stderr.splitlines()
-    if log_format == "json":
-        line = json.loads(said)
-        assert (line["level"], line["exit_code"], line["job"]) == ("error", 2, "register")
-        said = line["message"]
-    field = "GENEFORMER_LOG_FORMAT" if log_format == "xml" else "--output"
-    assert said.startswith(f"python -m ray_jobs.register: {field}: got")
+    line = json.loads(said)
+    assert (line["level"], line["exit_code"], line["job"]) == ("error", 2, "register")
+    assert line["message"].startswith("python -m ray_jobs.register: --output: got")

@@ -98,6 +98,13 @@ def test_what_is_not_a_cells_fault_ends_the_run(
     assert finished_items(worker.output) == {}
 
 
+def test_a_cell_in_parts_counts_once_and_its_tokens_with_each_event(worker: ScreenWorker) -> None:
+    first = worker({"item": 0, "rows": [0], "part": [0, 1]})
+    other = worker({"item": 1, "rows": [0], "part": [1, 4]})
+    assert (first["cells"], other["cells"]) == (1, 0)
+    assert 3 * first["tokens"] == other["tokens"] == 3 * len(worker.table.read(np.array([0])).input_ids[0])
+
+
 def test_a_part_is_set_aside_with_the_rest_of_its_cell(worker: ScreenWorker) -> None:
     worker({"item": 0, "rows": [0], "part": [0, 2]})
     worker({"item": 1, "rows": [0], "part": [2, 4]})

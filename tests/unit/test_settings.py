@@ -10,6 +10,8 @@ from geneformer_ray.errors import InputError
 from geneformer_ray.settings import FILE_VARIABLE, VARIABLES, Settings, export_file
 from ray_jobs.command_line import parse, place
 from ray_jobs.finetune import FinetuneConfig
+from ray_jobs.pooling_study import PoolingStudyConfig
+from ray_jobs.screen_flags import _listed
 from serve.settings import ServeSettings
 
 
@@ -120,3 +122,23 @@ def test_the_service_serves_the_champion_of_that_name(monkeypatch: pytest.Monkey
     monkeypatch.setenv("GENEFORMER_REGISTERED_MODEL", "shared")
     assert ServeSettings.read().model == "models:/shared@champion"
     assert ServeSettings.read({"model": "models:/other/3"}).model == "models:/other/3"
+
+
+def test_a_study_of_toys_takes_no_name_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENEFORMER_REGISTERED_MODEL", "shared")
+    assert parse(PoolingStudyConfig, ["--output", "o"]).registered_model is None
+    assert parse(PoolingStudyConfig, ["--output", "o", "--registered-model", "mine"]).registered_model == "mine"
+
+
+def test_a_list_of_genes_lies_below_the_storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "genes.txt").write_text("GENE01\nGENE02\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENEFORMER_STORAGE", str(tmp_path / "lab"))
+    assert _listed("genes.txt") == ["GENE01", "GENE02"]
+    assert _listed("GENE01,GENE02") == ["GENE01", "GENE02"]
+
+
+def test_a_name_may_begin_with_dots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENEFORMER_STORAGE", "s3://lab")
+    assert place("..cells", "--cells") == "s3://lab/..cells"
