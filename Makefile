@@ -56,8 +56,8 @@ integration: setup ## tests with real Ray, MLflow and Serve: minutes
 slow: setup ## whole studies, and jobs that are killed and go on: minutes, before a release
 	@$(BIN)/python -m pytest tests/integration -q -m slow $(ARGS)
 
-chaos: setup ## kill workers, actors, nodes, drivers, store and disk: minutes (table: CHAOS_REPORT=FILE)
-	@$(BIN)/python -m pytest tests/chaos -q $(ARGS)
+chaos: setup ## kill workers, actors, nodes, drivers, store and disk: half an hour (table: CHAOS_REPORT=FILE)
+	@$(BIN)/python -m pytest tests/chaos -q --session-timeout=2700 $(ARGS)
 
 $(JOBS:%=submit-%): submit-%: setup
 	@$(BIN)/python -m ray_jobs.submit $(SUBMIT) $* $(ARGS)

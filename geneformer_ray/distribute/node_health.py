@@ -18,7 +18,7 @@ from geneformer_ray.manage.installation import check_byte_code, installed_here
 from geneformer_ray.manage.machine import check_ray_folder, check_shared_memory
 from geneformer_ray.manage.places import leave_word, lent_folder, read_word
 from geneformer_ray.manage.ports import is_listening
-from geneformer_ray.manage.store_health import keeps_artifacts
+from geneformer_ray.manage.store_health import is_local, keeps_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 STATUS_SECONDS = 30.0
-# A worker process imports Ray and this package, and a node under load starts it late.
-TASK_SECONDS = 60.0
+# A worker process imports Ray, torch and MLflow: from a cold disk, and on a node under load, that takes minutes.
+TASK_SECONDS = 180.0
 SAME_CODE = "install the same on every node: make setup there, or one image; then restart Ray on it"
 
 
@@ -176,7 +176,7 @@ def check_shared(name: str, place: str, nodes: Sequence[Node]) -> Iterator[Findi
 
 def check_artifacts_of_nodes(location: str, tracking_uri: str, nodes: Sequence[Node]) -> Iterator[Finding]:
     """Let every node keep a file where runs keep theirs."""
-    if location.startswith("file:") or not ("://" in location or location.startswith("mlflow-artifacts:")):
+    if is_local(location):
         yield from check_shared("registry.artifacts_of_nodes", location, nodes)
         return
     answers, unheard = _on_each(nodes, keeps_artifacts, location, tracking_uri)

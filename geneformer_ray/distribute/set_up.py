@@ -145,7 +145,7 @@ class SetUp:
         if not self.has_cluster:
             yield ok("cluster.local", "a local cluster was started and stopped again")
         elif self.jobs_address is None and address is not None:
-            check = functools.partial(authentication.check_jobs_api, address, token)
+            check = functools.partial(authentication.check_jobs_api, address, token, named=False)
             yield from examine("authentication.jobs_api", check)
 
     def _nodes(self, has_store: bool) -> Iterator[Finding]:

@@ -21,6 +21,8 @@ ANSWER_SECONDS = 5.0
 MAKE_TOKEN = "ray get-auth-token --generate, and the same file (mode 0600) on every node and on this machine"
 SET_MODE = "export RAY_AUTH_MODE=token, here and where `ray start` runs"
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
+# A pod's user reads a mounted secret through its group (fsGroup): the file is the cluster's, and cannot be 0600.
+OTHERS_OF_KEYS = stat.S_IWGRP | stat.S_IRWXO
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,22 @@ def check_token(environment: Mapping[str, str], *, cluster: bool) -> Iterator[Fi
     else:
         yield ok(name, f"token, from {token.source}")
     if token is not None and token.file is not None:
-        yield from _check_mode("authentication.token_file", token.file)
+        yield from _check_mode("authentication.token_file", token.file, OTHERS)
 
 
-def check_jobs_api(address: str, token: RayToken | None) -> Iterator[Finding]:
-    """Ask the jobs API with and without the token: without, it must answer 401."""
+def check_jobs_api(address: str, token: RayToken | None, *, named: bool = True) -> Iterator[Finding]:
+    """Ask the jobs API with and without the token: without, it must answer 401.
+
+    Parameters
+    ----------
+    address
+        Of the dashboard: ``http://HOST:8265``.
+    token
+        The one to show; None where there is none.
+    named
+        Whether the settings name the address. One that Ray tells is the head's own, often its loopback, and need not
+        answer from here.
+    """
     import httpx
 
     name, url = "authentication.jobs_api", f"{address.rstrip('/')}/api/version"
@@ -102,8 +115,13 @@ def check_jobs_api(address: str, token: RayToken | None) -> Iterator[Finding]:
             bearer = {"Authorization": f"Bearer {token.value}"}
             shown = httpx.get(url, timeout=ANSWER_SECONDS, headers=bearer).status_code
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeEncodeError) as error:
-        do = "ray dashboard cluster.yaml (forwards it to 127.0.0.1:8265), or correct RAY_API_SERVER_ADDRESS"
-        yield fault(name, f"{address} does not answer: {type(error).__name__}: {error}", do)
+        found, forward = f"{address} does not answer: {type(error).__name__}: {error}", "ray dashboard cluster.yaml"
+        if named:
+            do = f"{forward} (forwards it to 127.0.0.1:8265), or correct RAY_API_SERVER_ADDRESS"
+            yield fault(name, found, do)
+        else:
+            do = f"to submit jobs from here: {forward}, and export RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265"
+            yield note(name, f"{found}; Ray tells it as the head sees it", do)
         return
     if without == 200:
         found = f"{address} answers without a token: whoever reaches it runs code on the cluster"
@@ -150,7 +168,7 @@ def check_api_keys(file: str | None, given: str | None, host: str) -> Iterator[F
             yield fault(name, f"{path} cannot be read ({why})", do)
             return
         keys += sum(bool(line.partition("#")[0].strip()) for line in lines)
-        yield from _check_mode("keys.file", path)
+        yield from _check_mode("keys.file", path, OTHERS_OF_KEYS)
     beyond = not is_loopback(host)
     if keys:
         yield ok(name, f"{keys} API keys")
@@ -173,10 +191,13 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def _check_mode(name: str, file: Path) -> Iterator[Finding]:
+def _check_mode(name: str, file: Path, others: int) -> Iterator[Finding]:
     mode = stat.S_IMODE(file.stat().st_mode)
-    if mode & OTHERS:
-        yield fault(name, f"{file} has mode {mode:04o}: others may read it", f"chmod 600 {file}")
+    if mode & others:
+        does = "read" if mode & others & (stat.S_IRGRP | stat.S_IROTH) else "change"
+        yield fault(name, f"{file} has mode {mode:04o}: others may {does} it", f"chmod 600 {file}")
+    elif mode & stat.S_IRGRP:
+        yield note(name, f"{file}, mode {mode:04o}: its group may read it")
     else:
         yield ok(name, f"{file}, mode {mode:04o}")
 

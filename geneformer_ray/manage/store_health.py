@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import sqlite3
 import tempfile
@@ -27,13 +28,23 @@ from geneformer_ray.manage.registry import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["artifact_location", "check_artifacts", "check_registered", "check_store", "keeps_artifacts", "sqlite_file"]
+__all__ = [
+    "artifact_location",
+    "check_artifacts",
+    "check_registered",
+    "check_store",
+    "is_local",
+    "keeps_artifacts",
+    "sqlite_file",
+]
 
 ANSWER_SECONDS = 5.0
 LOCKED_AT_MOST = 2.0
 TAG = "geneformer-ray.doctor"
+# What MLflow takes as a store without a scheme; any other such text is a folder's path.
+NAMED_STORES = ("databricks", "databricks-uc", "uc")
 START_SERVER = (
     "mlflow server --backend-store-uri sqlite:////ABSOLUTE/mlflow.db --artifacts-destination /ABSOLUTE/artifacts; "
     "export MLFLOW_TRACKING_URI=http://HOST:5000"
@@ -47,7 +58,7 @@ def check_store(uri: str) -> Iterator[Finding]:
     """
     name = "registry.store"
     shown = without_credentials(uri)
-    if uri.startswith("file:") or "://" not in uri:
+    if uri not in NAMED_STORES and is_local(uri):
         found = f"{shown} is a folder of files, which MLflow no longer takes"
         yield fault(name, found, "export MLFLOW_TRACKING_URI=sqlite:////ABSOLUTE/mlflow.db, or a server's address")
         return
@@ -63,19 +74,23 @@ def check_store(uri: str) -> Iterator[Finding]:
     if problem is not None:
         yield fault(name, f"{shown}: {problem[0]}", problem[1])
         return
+    left: list[str] = []
     try:
         with reaching_store(""):
-            _write_and_clear(uri)
+            _write_and_clear(uri, left)
     except RegistryUnavailable as error:
         old = "out-of-date" in error.why or "schema" in error.why
         upgrade = f"mlflow db upgrade '{shown}' (copy the database first)"
         do = upgrade if old else "mend what MLflow names; its server's log says more"
-        yield fault(name, f"{shown}: {error.why}", do)
+        yield fault(name, f"{shown}: {'; '.join([error.why, *left])}", do)
         return
+    if left:
+        yield fault("registry.cleared", f"{shown}: {'; '.join(left)}", "delete it by hand; this user may not")
     if file is not None and not uri.startswith("sqlite:////"):
         found = f"{shown} is relative: another working directory, and every worker, has another"
-        yield warning("registry.place", found, f"export MLFLOW_TRACKING_URI=sqlite:///{file}")
-    yield ok(name, f"{shown}: a tag and a registered model were made and deleted again")
+        options = "".join(uri.partition("?")[1:])
+        yield warning("registry.place", found, f"export MLFLOW_TRACKING_URI='sqlite:///{file}{options}'")
+    yield ok(name, f"{shown}: a tag and a registered model were made{'' if left else ' and deleted again'}")
 
 
 def artifact_location() -> str:
@@ -91,13 +106,13 @@ def artifact_location() -> str:
 def check_artifacts(location: str) -> Iterator[Finding]:
     """Write a file to where runs keep theirs, from this process, and delete it again."""
     name = "registry.artifacts"
-    if _is_local(location):
+    if is_local(location):
         yield from check_place(name, location, f"make it writable, or keep artifacts in a server: {START_SERVER}")
         return
     why = keeps_artifacts(location, None)
     if why:
         do = "the server's --artifacts-destination and its log, or the credentials of the object store"
-        yield fault(name, f"{without_credentials(location)} cannot be written: {why}", do)
+        yield fault(name, f"{without_credentials(location)} cannot be written and cleared: {why}", do)
     else:
         yield ok(name, f"{without_credentials(location)}: written and cleared by this process")
 
@@ -124,9 +139,12 @@ def keeps_artifacts(location: str, tracking_uri: str | None) -> str:
         try:
             repository = get_artifact_repository(location)
             repository.log_artifact(str(file), folder)
+        except (MlflowException, OSError) as error:
+            return _first_line(error)
+        try:
             repository.delete_artifacts(folder)
         except (MlflowException, OSError) as error:
-            return without_credentials(str(error).splitlines()[0])
+            return f"{folder}/{file.name} was not deleted and is left ({_first_line(error)})"
     return ""
 
 
@@ -150,11 +168,18 @@ def check_registered(name: str) -> Iterator[Finding]:
 
 def sqlite_file(uri: str) -> Path | None:
     """Give the file of an SQLite store; None for another store."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    path = uri.removeprefix("sqlite:///").partition("?")[0]  # ?timeout=3 and the like are for the driver
+    return Path(path).absolute() if uri.startswith("sqlite:///") else None
 
 
-def _is_local(location: str) -> bool:
-    return location.startswith("file:") or not ("://" in location or location.startswith("mlflow-artifacts:"))
+def is_local(location: str) -> bool:
+    """Whether MLflow takes a location as a path of this machine."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)", location)
+    return scheme is None or scheme[0].lower() == "file"
+
+
+def _first_line(error: Exception) -> str:
+    return without_credentials((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def _why_not_sqlite(file: Path) -> tuple[str, str] | None:
@@ -190,8 +215,16 @@ def _why_not_server(uri: str) -> tuple[str, str] | None:
     return None
 
 
-def _write_and_clear(uri: str) -> None:
-    """Make and delete a tag in the tracking store and a model in the registry, the only things that leave no trace."""
+def _write_and_clear(uri: str, left: list[str]) -> None:
+    """Make and delete a tag in the tracking store and a model in the registry, the only things that leave no trace.
+
+    Parameters
+    ----------
+    uri
+        The tracking store.
+    left
+        Takes what could not be deleted, and why.
+    """
     import mlflow
 
     # What is wrong is raised as well, and told in one line.
@@ -202,8 +235,21 @@ def _write_and_clear(uri: str) -> None:
         mlflow.set_registry_uri(os.environ["MLFLOW_REGISTRY_URI"])
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(EXPERIMENT) or client.get_experiment("0")
-    client.set_experiment_tag(experiment.experiment_id, TAG, "written")
-    client.delete_experiment_tag(experiment.experiment_id, TAG)
-    model = f"geneformer-ray-doctor-{secrets.token_hex(6)}"
-    client.create_registered_model(model)
-    client.delete_registered_model(model)
+    number, model = experiment.experiment_id, f"geneformer-ray-doctor-{secrets.token_hex(6)}"
+    client.set_experiment_tag(number, TAG, "written")
+    try:
+        client.create_registered_model(model)
+        left += _not_deleted(f"the registered model {model}", lambda: client.delete_registered_model(model))
+    finally:
+        what = f"the tag {TAG} of experiment {number}"
+        left += _not_deleted(what, lambda: client.delete_experiment_tag(number, TAG))
+
+
+def _not_deleted(what: str, delete: Callable[[], None]) -> list[str]:
+    """Delete something that was made; where that is refused, say that it is left: the rest is deleted all the same."""
+    try:
+        with reaching_store(""):
+            delete()
+    except RegistryUnavailable as error:
+        return [f"{what} was not deleted and is left ({error.why})"]
+    return []

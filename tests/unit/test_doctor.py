@@ -288,6 +288,8 @@ def test_a_token_that_others_may_read_is_a_fault(tmp_path: Path) -> None:
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
     one = told(authentication.check_token(variables, cluster=True))["authentication.token_file"]
     assert (one.status, one.do) == ("fault", f"chmod 600 {file}")
+    file.chmod(0o640)  # a token runs code: also its group is others
+    assert told(authentication.check_token(variables, cluster=True))["authentication.token_file"].status == "fault"
     file.chmod(0o600)
     assert told(authentication.check_token(variables, cluster=True))["authentication.token_file"].status == "ok"
 
@@ -306,7 +308,13 @@ def dashboard(without: int, wanted: str = TOKEN) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+    with serving(Handler) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -340,6 +348,14 @@ def test_a_dashboard_that_is_down() -> None:
     assert (one.status, "does not answer" in one.found) == ("fault", True)
 
 
+def test_a_dashboard_that_only_its_head_reaches_is_no_fault() -> None:
+    one = only(authentication.check_jobs_api("http://127.0.0.1:1", None, named=False))
+    assert (one.status, "does not answer" in one.found) == ("note", True)
+    assert "RAY_API_SERVER_ADDRESS" in one.do
+    with dashboard(200) as address:
+        assert only(authentication.check_jobs_api(address, None, named=False)).status == "fault"
+
+
 def test_api_keys(tmp_path: Path) -> None:
     def look(file: Path | None, host: str = "127.0.0.1", given: str | None = None) -> dict[str, str]:
         found = authentication.check_api_keys(None if file is None else str(file), given, host)
@@ -352,8 +368,9 @@ def test_api_keys(tmp_path: Path) -> None:
     assert look(file) == {"keys.file": "ok", "keys.service": "fault"}
     file.write_text("anna sesame-open-the-door\n")
     assert look(file, "0.0.0.0") == {"keys.file": "ok", "keys.service": "ok"}
-    file.chmod(0o640)
-    assert look(file) == {"keys.file": "fault", "keys.service": "ok"}
+    for mode, status in ((0o440, "note"), (0o640, "note"), (0o444, "fault"), (0o620, "fault"), (0o602, "fault")):
+        file.chmod(mode)
+        assert look(file) == {"keys.file": status, "keys.service": "ok"}, oct(mode)
     assert look(tmp_path / "none") == {"keys.service": "fault"}
 
 
@@ -399,6 +416,96 @@ def test_a_store_that_works_is_left_as_it_was(store: str, tmp_path: Path) -> Non
     assert set(content(tmp_path)[1]) <= {*before[1], *artifacts}
 
 
+def test_what_cannot_be_deleted_is_named_and_the_rest_is_cleared(store: str, tmp_path: Path) -> None:
+    def refuse(table: str, event: str = "DELETE") -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+            database.execute(f"CREATE TRIGGER {table}_{event} BEFORE {event} ON {table} "
+                             "BEGIN SELECT RAISE(ABORT, 'append only'); END")  # fmt: skip
+            database.commit()
+
+    def kept() -> tuple[int, int]:
+        with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+            counts = [
+                database.execute(f"SELECT count(*) FROM {table} WHERE {column} LIKE 'geneformer-ray%doctor%'")
+                for table, column in (("experiment_tags", "key"), ("registered_models", "name"))
+            ]
+            tags, models = (count.fetchone()[0] for count in counts)
+            return tags, models
+
+    refuse("registered_models")
+    found = told(store_health.check_store(store))
+    assert (found["registry.store"].status, found["registry.cleared"].status) == ("ok", "fault")
+    assert "the registered model geneformer-ray-doctor-" in found["registry.cleared"].found
+    assert "append only" in found["registry.cleared"].found
+    assert "deleted again" not in found["registry.store"].found
+    assert kept() == (0, 1)
+    refuse("experiment_tags")
+    both = told(store_health.check_store(store))["registry.cleared"].found
+    assert "the registered model" in both and "the tag geneformer-ray.doctor of experiment" in both
+    assert kept() == (1, 2)
+    refuse("registered_models", "INSERT")
+    refused = only(store_health.check_store(store))
+    assert (refused.name, refused.status) == ("registry.store", "fault")
+    assert "the tag geneformer-ray.doctor" in refused.found
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("DROP TRIGGER experiment_tags_DELETE")
+        database.commit()
+    assert only(store_health.check_store(store)).status == "fault"
+    assert kept() == (0, 2)
+
+
+def test_an_artifact_that_cannot_be_deleted_is_named() -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+
+        def do_DELETE(self) -> None:
+            self.send_response(403)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with serving(Handler) as address:
+        one = only(store_health.check_artifacts(f"{address}/api/2.0/mlflow-artifacts/artifacts/0"))
+    assert (one.name, one.status) == ("registry.artifacts", "fault")
+    assert re.search(r"doctor-[0-9a-f]{12}/word was not deleted and is left \(.*403", one.found), one.found
+
+
+def test_options_of_a_database_are_no_part_of_its_name(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store_health.sqlite_file(f"{store}?timeout=3") == tmp_path / "mlflow.db"
+    before = content(tmp_path)
+    assert only(store_health.check_store(f"{store}?timeout=3")).status == "ok"
+    monkeypatch.chdir(tmp_path)
+    found = told(store_health.check_store("sqlite:///mlflow.db?timeout=3"))
+    assert found["registry.place"].do == f"export MLFLOW_TRACKING_URI='{store}?timeout=3'"
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("uri", ["databricks", "databricks://nobody", "databricks-uc"])
+def test_a_store_that_mlflow_knows_by_name_is_no_folder(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith("DATABRICKS_")]:
+        monkeypatch.delenv(name)
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # put back afterwards: the check sets it
+    try:
+        one = only(store_health.check_store(uri))
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert (one.name, one.status) == ("registry.store", "fault")
+    assert "folder" not in one.found
+    assert "atabricks" in one.found or "Unity Catalog" in one.found
+
+
 def test_a_locked_store_is_a_fault_within_seconds(store: str, tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -421,6 +528,7 @@ def test_stores_that_cannot_be_used(tmp_path: Path) -> None:
         (f"sqlite:///{tmp_path}/text", "not a database"),
         (f"sqlite:///{tmp_path}/other.db", "not MLflow's"),
         ("http://user:hunter2@127.0.0.1:1", "does not answer"),
+        ("http://[::1", "does not answer"),
     ):
         one = only(store_health.check_store(uri))
         assert (one.status, said in one.found) == ("fault", True), one
