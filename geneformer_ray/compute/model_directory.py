@@ -86,8 +86,13 @@ def load_weights(kind: type[ModelT], directory: Path, *, fresh: Sequence[str] = 
     Raises
     ------
     InputError
-        If any other parameter is missing: transformers would fill it with random values and only log it.
+        If any other parameter is missing: transformers would fill it with random values and only log it. If adapters
+        lie in the directory.
     """
+    if (directory / "adapter_config.json").exists():
+        # Where peft is installed, transformers would put them on unasked; a trunk's own reading would not have them.
+        got = f"{directory}, with adapters beside its weights"
+        raise InputError("--model", got, "a model with its adapters merged")
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # a bar for a fraction of a second, in every worker

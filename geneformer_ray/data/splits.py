@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["NO_LABEL", "ROLES", "GroupSplit", "folds_by_group", "split_by_group"]
+__all__ = [
+    "NO_LABEL",
+    "ROLES",
+    "GroupSplit",
+    "fold_roles",
+    "folds_by_group",
+    "group_roles",
+    "split_by_group",
+    "split_by_roles",
+]
 
 ROLES = ("train", "choose", "report")
 # Of the cells, when the groups are dealt out by size.
@@ -132,7 +141,7 @@ def split_by_group(
         If a group is unknown or in two roles, a role is empty, or fewer than two labels are left.
     """
     table = _Table.of(rows, labels, groups)
-    return table.split([_roles(table.groups, assigned)], min_cells)[0]
+    return table.split([group_roles(table.groups, assigned)], min_cells)[0]
 
 
 def folds_by_group(
@@ -167,7 +176,26 @@ def folds_by_group(
         If there are fewer groups than folds, a held-out group is unknown, or fewer than two labels are left.
     """
     table = _Table.of(rows, labels, groups)
-    names, sizes = np.unique(table.groups, return_counts=True)
+    return table.split(fold_roles(table.groups, folds, held_out), min_cells)
+
+
+def split_by_roles(
+    rows: NDArray[np.integer],
+    labels: NDArray[Any],
+    groups: NDArray[Any],
+    every_role: Sequence[Mapping[str, str]],
+    *,
+    min_cells: int,
+) -> list[GroupSplit]:
+    """Split cells by roles that are settled: group -> role, of groups that need not have labelled cells."""
+    table = _Table.of(rows, labels, groups)
+    there = set(table.groups.tolist())
+    return table.split([{g: r for g, r in roles.items() if g in there} for roles in every_role], min_cells)
+
+
+def fold_roles(group_of: NDArray[np.str_], folds: int, held_out: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Deal groups into folds: group -> role, once a fold; see :func:`folds_by_group`."""
+    names, sizes = np.unique(group_of, return_counts=True)
     for group in held_out:
         if group not in names:
             raise InputError("--report-groups", repr(group), f"groups that cells have: {', '.join(names)}")
@@ -191,7 +219,7 @@ def folds_by_group(
         roles = {group: "choose" if its == chooses else "train" for group, its in fold_of.items()}
         reporting = held_out or [group for group, its in fold_of.items() if its == fold]
         every_role.append(roles | {str(group): "report" for group in reporting})
-    return table.split(every_role, min_cells)
+    return every_role
 
 
 @dataclass(frozen=True)
@@ -250,7 +278,7 @@ class _Table:
         return splits
 
 
-def _roles(group_of: NDArray[np.str_], assigned: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+def group_roles(group_of: NDArray[np.str_], assigned: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     names, sizes = np.unique(group_of, return_counts=True)
     given = {role: tuple(assigned.get(role, ())) for role in ROLES}
     if any(given.values()):

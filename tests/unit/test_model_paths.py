@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.compute.model_directory import model_vocabulary, read_config, save_model
 from geneformer_ray.compute.model_runner import ModelRunner
 from geneformer_ray.data.vocabulary import GeneVocabulary
+from geneformer_ray.errors import InputError
 from tests.conftest import random_cells
 
 EXECUTION = choose_execution(cpus=1)
@@ -122,6 +124,15 @@ def test_every_model_is_a_trunk(saved: Saved, layer: int) -> None:
     assert [ids.tolist() for ids in runner.sequences(saved.cells, None)] == [ids.tolist() for ids in saved.cells]
     assert runner.vocabulary.names == saved.vocabulary.names
     assert len(runner.vocabulary) == stock.config.vocab_size
+
+
+def test_adapters_beside_the_weights_are_refused(everything: dict[tuple[str, str], Saved], tmp_path: Path) -> None:
+    """transformers would put them on where peft is installed; the trunk that screens read would not have them."""
+    directory = shutil.copytree(everything["plain", "mean"].directory, tmp_path / "model")
+    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": ""}))
+    for load in (Encoder.load, lambda place, **_: CellClassifier.load(place, everything["plain", "mean"].vocabulary)):
+        with pytest.raises(InputError, match="adapters beside its weights"):
+            load(directory, layer=-1, execution=EXECUTION)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
