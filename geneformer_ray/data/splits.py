@@ -279,6 +279,15 @@ class _Table:
 
 
 def group_roles(group_of: NDArray[np.str_], assigned: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Give every group its role: the one it is assigned, or dealt out by size as :func:`split_by_group` says.
+
+    Parameters
+    ----------
+    group_of
+        The group of each cell, shape (cells,).
+    assigned
+        Role -> its groups; empty where they are to be dealt out.
+    """
     names, sizes = np.unique(group_of, return_counts=True)
     given = {role: tuple(assigned.get(role, ())) for role in ROLES}
     if any(given.values()):
