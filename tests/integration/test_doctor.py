@@ -18,7 +18,7 @@ from geneformer_ray.manage.registry import open_store
 from tests.integration.head import free_ports
 from tests.integration.processes import REPOSITORY, Job, Run, end_processes_of
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -117,7 +117,6 @@ def test_a_storage_that_each_node_has_for_itself_is_a_fault(cluster: Started, tm
     assert [*REPOSITORY.glob(".doctor-*"), *cluster.folder.rglob(".doctor-*")] == []
 
 
-@pytest.mark.slow
 def test_another_token_is_told_before_ray_is_joined(cluster: Started) -> None:
     other = replace(cluster, variables={**cluster.variables, "RAY_AUTH_TOKEN": "f" * 32})
     run = other.doctor("--jobs-address", cluster.dashboard)
@@ -127,7 +126,6 @@ def test_another_token_is_told_before_ray_is_joined(cluster: Started) -> None:
     assert "f" * 32 not in run.errors + str(run.summary)
 
 
-@pytest.mark.slow
 def test_a_dashboard_without_a_token_is_a_fault(folder: Path) -> None:
     (folder / "b").mkdir()
     open_to_all = start(folder / "b", {"RAY_AUTH_MODE": "disabled"}, nodes=1)

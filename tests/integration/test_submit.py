@@ -82,6 +82,7 @@ def test_a_wrong_token_is_one_line(head: Head) -> None:
     assert line.startswith(f"python -m ray_jobs.submit: token of {head.address}: got a token that it refuses; takes")
 
 
+@pytest.mark.slow
 def test_the_token_of_the_home_directory_counts(head: Head, tmp_path: Path) -> None:
     # Where `ray get-auth-token --generate` puts it. Jobs on a local cluster make up one of their own instead.
     (tmp_path / ".ray").mkdir()
