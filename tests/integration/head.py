@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,11 @@ def free_ports(number: int) -> list[int]:
             if listener.connect_ex(("127.0.0.1", candidate)) != 0:
                 found.append(candidate)
     return found
+
+
+def _hear_ctrl_c() -> None:
+    """As in a terminal: what a shell starts in the background ignores it, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Head:
         """Start ``python -m ray_jobs.submit FLAGS``."""
         return subprocess.Popen(
             [sys.executable, "-m", "ray_jobs.submit", *flags], cwd=REPOSITORY, env={**self.environment, **variables},
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_hear_ctrl_c,
         )  # fmt: skip
 
     def submit(self, *flags: str, **variables: str) -> Submission:
