@@ -172,7 +172,7 @@ def observe(folder: Path) -> Seen:
                 "--group",
                 "donor",
                 "--epochs",
-                "15",
+                "30",
                 "--tokens-per-batch",
                 "1200",
                 "--min-cells",
