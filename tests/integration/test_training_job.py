@@ -262,10 +262,14 @@ with connected(cpus=2):
 """
 
 
-def start_driver(setting: Setting, output: Path, trial: Trial, workers: Workers) -> subprocess.Popen[bytes]:
+def start_driver(
+    setting: Setting, output: Path, trial: Trial, workers: Workers, **changes: Any
+) -> subprocess.Popen[bytes]:
     """Train in a process of its own, each step of which takes a while."""
     what = output.with_suffix(".pickle")
-    what.write_bytes(pickle.dumps(({**setting.config, "output": str(output)}, trial, setting.split, workers)))
+    what.write_bytes(
+        pickle.dumps(({**setting.config, "output": str(output), **changes}, trial, setting.split, workers))
+    )
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(what)], cwd=REPOSITORY,
         env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
@@ -299,22 +303,22 @@ def test_a_driver_killed_within_an_epoch_leaves_the_same_result(setting: Setting
     assert_same(output, pair, trial)
 
 
-def test_a_driver_that_is_asked_to_stop_writes_a_checkpoint_within_the_epoch(
-    setting: Setting, whole: Path, tmp_path: Path
-) -> None:
+def test_a_driver_that_is_asked_to_stop_writes_a_checkpoint_within_the_epoch(setting: Setting, tmp_path: Path) -> None:
     """As by ``ray job stop``; without it, this training has checkpoints at the ends of epochs only."""
     output, trial = tmp_path / "out", Trial("mean", 0)
-    driver = start_driver(setting, output, trial, Workers(2, 1, False, None))
+    many_steps = {"options": {**OPTIONS, "epochs": 2, "tokens_per_batch": 32, "accumulate": 1}}
+    setting.train(tmp_path / "whole", trial, workers=2, **many_steps)
+    driver = start_driver(setting, output, trial, Workers(2, 1, False, None), **many_steps)
     wait_for_checkpoint(driver, output, trial, "epoch-0001-step-000000")
     time.sleep(1)
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(60) != 0
     (left,) = (output / "ray_train" / trial.name).glob("epoch-*")
-    assert not left.name.endswith("step-000000")
+    assert left.name.startswith("epoch-0001-") and not left.name.endswith("step-000000")
     assert not (Path(trial.directory(str(output))) / "finished.json").exists()
     time.sleep(3)  # its cluster ends with it
-    setting.train(output, trial, workers=2)
-    assert_same(output, whole, trial)
+    setting.train(output, trial, workers=2, **many_steps)
+    assert_same(output, tmp_path / "whole", trial)
 
 
 # ---------------------------------------------------------------------- trials
