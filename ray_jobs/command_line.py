@@ -89,6 +89,8 @@ def _from_text(kind: type[JobConfig], name: str, value: Any) -> Any:
         return [value] if isinstance(value, int | float) else value  # YAML: seeds: 0
     if annotation is str and isinstance(value, list):
         return ",".join(map(str, value))  # YAML: genes: [A, B]
+    if get_origin(annotation) is dict and get_args(annotation)[1] is float:
+        return value if isinstance(value, dict) else _numbers(name, value)
     if get_origin(annotation) is dict and isinstance(value, dict):
         return {key: [str(one)] if isinstance(one, str | int) else one for key, one in value.items()}
     if get_origin(annotation) is dict and not isinstance(value, dict):
@@ -100,6 +102,17 @@ def _from_text(kind: type[JobConfig], name: str, value: Any) -> Any:
             pairs[key] = [*pairs.get(key, []), *values.split(",")]
         return pairs
     return value
+
+
+def _numbers(name: str, value: Any) -> dict[str, str]:
+    """Split NAME=NUMBER,NAME=NUMBER; pydantic reads the numbers."""
+    pairs: dict[str, str] = {}
+    for text in ",".join(map(str, value if isinstance(value, list) else [value])).split(","):
+        key, equals, number = text.rpartition("=")
+        if not equals or not key or not number or key in pairs:
+            raise InputError(_flag(name), text, "NAME=NUMBER,NAME=NUMBER, each name once")
+        pairs[key] = number
+    return pairs
 
 
 def parse(

@@ -34,8 +34,8 @@ class PoolingStudyConfig(finetune.FinetuneConfig):
     of_settings = frozenset()
 
     cells: str = Field("", description="table of tokenised cells; without it the embedded pancreas cells")
-    label: str = Field("", description="column of cell types or states to learn; comes with --cells")
-    group: str = Field("", description="column of donors, libraries, individuals; comes with --cells")
+    label: tuple[str, ...] = Field((), description="column of cell types or states to learn; comes with --cells")
+    group: str | None = Field(None, description="column of donors, libraries, individuals; comes with --cells")
     model: str = Field("", description="pretrained model: directory, hub id, or models:/NAME@ALIAS; with --cells")
     output: str = Field(description="directory for tables, figure and trials")
     pooling: tuple[str, ...] = Field(POOLINGS, description="what is compared, comma-separated")
@@ -49,6 +49,9 @@ def run(config: PoolingStudyConfig) -> dict[str, Any]:
     if given and len(given) < len(OF_CELLS):
         missing = ", ".join(f"--{name}" for name in OF_CELLS if name not in given)
         raise InputError(missing, "nothing", "a value beside the other three of --cells, --label, --group and --model")
+    if len(config.label) > 1 or config.task != "cells":
+        got = f"--label {','.join(config.label)}" if config.task == "cells" else f"--task {config.task}"
+        raise InputError("--label", got, "one column of cell labels: it is their poolings that are compared")
     if len(config.seeds) < 2:
         raise InputError("--seeds", len(config.seeds), "two seeds or more, better three: the spread is over them")
     output = place(config.output, "--output")
@@ -90,12 +93,12 @@ def _study(settings: finetune.FinetuneConfig, tuned: dict[str, Any]) -> Study:
     trials = [Trial(one["pooling"], one["seed"], one.get("fold")) for one in tuned["trials"]]
     splits = {trial.fold: "split.json" if trial.fold is None else f"split-fold{trial.fold}.json" for trial in trials}
     manifests = {fold: storage.read_json(storage.join(settings.output, name)) for fold, name in splits.items()}
-    groups = table.column(settings.group, "--group").astype(str)
+    groups = table.column(str(settings.group), "--group").astype(str)
     return Study(
         labels=tuned["labels"],
         trials={trial: read_trial(trial, settings.output) for trial in trials},
         baseline={
-            fold: baseline_predictions(table, vocabulary, its, settings.label) for fold, its in manifests.items()
+            fold: baseline_predictions(table, vocabulary, its, settings.label[0]) for fold, its in manifests.items()
         },
         group_of=dict(zip(map(str, table.cell_ids), groups, strict=True)),
     )

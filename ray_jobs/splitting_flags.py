@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, field_validator
 
 from geneformer_ray.data.splits import GroupSplit, folds_by_group, split_by_group
 from geneformer_ray.errors import InputError
 from ray_jobs.training_flags import TrainingConfig
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from geneformer_ray.data.cells import CellTable
 
 __all__ = ["SplittingConfig"]
@@ -19,18 +22,36 @@ __all__ = ["SplittingConfig"]
 class SplittingConfig(TrainingConfig):
     """A training of labels, on whole groups of cells."""
 
-    label: str = Field(description="column of cell types or states to learn")
-    group: str = Field(description="column of donors, libraries, individuals: no group is on both sides of the split")
+    label: tuple[str, ...] = Field(
+        (), description="column of cell types or states to learn; several, comma-separated: a task each"
+    )
+    group: str | None = Field(
+        None, description="column of donors, libraries, individuals: no group is on both sides of the split"
+    )
     train_groups: tuple[str, ...] = Field((), description="groups to train on (default: dealt out by size)")
     choose_groups: tuple[str, ...] = Field((), description="groups to choose epoch and champion on")
     report_groups: tuple[str, ...] = Field((), description="groups to report on")
     folds: int | None = Field(None, ge=2, description="cross-validate over groups, in so many folds")
     min_cells: int = Field(10, ge=1, description="labels with fewer cells in some role are dropped, and listed")
+    max_cells: int | None = Field(None, ge=1, description="a random sample of so many cells (default: all)")
+    split_seed: int = Field(0, ge=0, description="of that sample, and of how genes are dealt into folds")
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _split_by_commas(cls, value: Any) -> Any:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+    def rows(self, table: CellTable) -> NDArray[np.int64]:
+        """Give the row numbers of the cells that take part, in order."""
+        rows = table.select(self.filter)
+        if self.max_cells is None or self.max_cells >= len(rows):
+            return rows
+        return np.sort(np.random.default_rng(self.split_seed).choice(rows, self.max_cells, replace=False))
 
     def splits(self, table: CellTable) -> list[GroupSplit]:
         """Say which cells train, choose and report: once, or once a fold."""
-        rows = table.select(self.filter)
-        labels, groups = table.column(self.label, "--label"), table.column(self.group, "--group")
+        rows = self.rows(table)
+        labels, groups = table.column(self.label[0], "--label"), table.column(str(self.group), "--group")
         if self.folds is None:
             assigned = {"train": self.train_groups, "choose": self.choose_groups, "report": self.report_groups}
             return [split_by_group(rows, labels, groups, assigned=assigned, min_cells=self.min_cells)]

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FINISHED", "Trial", "read_predictions", "write_predictions"]
+__all__ = ["ADAPTERS", "FINISHED", "Trial", "read_predictions", "write_predictions"]
 
 # Written last: it vouches for a trial's model, history and predictions, and says how it was computed.
 FINISHED = "finished.json"
+# Beside the model, not in it: transformers would put them on its weights, in which they are already.
+ADAPTERS = "adapters"
 
 
 @dataclass(frozen=True)

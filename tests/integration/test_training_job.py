@@ -34,6 +34,7 @@ from geneformer_ray.data.splits import GroupSplit
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.distribute import finetune, train_workers
 from geneformer_ray.distribute.cell_stream import shards_of, stream_cells
+from geneformer_ray.distribute.learned_labels import OneLabel
 from geneformer_ray.distribute.train_workers import Workers
 from geneformer_ray.errors import InputError
 from geneformer_ray.manage.trials import Trial, read_predictions
@@ -59,7 +60,7 @@ class Setting:
     def train(self, output: Path, *trials: Trial, workers: int = 1, every: int | None = None, **changes: Any) -> None:
         config = {**self.config, "output": str(output), **changes}
         finetune.finetune_trials(
-            config, trials, [self.split], workers=Workers(workers, 1, False, every), precision="fp32"
+            config, trials, [OneLabel(self.split)], workers=Workers(workers, 1, False, every), precision="fp32"
         )
 
 
@@ -244,6 +245,7 @@ import pickle, sys, time
 import geneformer_ray.distribute
 from geneformer_ray.distribute import finetune
 from geneformer_ray.distribute.cluster import connected
+from geneformer_ray.distribute.learned_labels import OneLabel
 from geneformer_ray.distribute.train_workers import Workers, fit_all
 
 def slow(config):
@@ -258,7 +260,7 @@ def slow(config):
 config, trial, split, workers = pickle.load(open(sys.argv[1], "rb"))
 finetune.fit_all = lambda _, runs, **options: fit_all(slow, runs, **options)
 with connected(cpus=2):
-    finetune.finetune_trials(config, [trial], [split], workers=workers, precision="fp32")
+    finetune.finetune_trials(config, [trial], [OneLabel(split)], workers=workers, precision="fp32")
 """
 
 

@@ -182,7 +182,8 @@ FLAGS = {
     ),
     "pretrain.PretrainConfig": "config overwrite cells vocabulary output model",
     "finetune.FinetuneConfig": (
-        "config overwrite cells label group filter model vocabulary pooling num-workers seeds output registered-model"
+        "config overwrite cells label group filter model vocabulary pooling num-workers seeds output registered-model "
+        "task gene-classes task-weights lora-rank"
     ),
     "pooling_study.PoolingStudyConfig": (
         "config overwrite cells label group filter model vocabulary pooling num-workers seeds output bootstrap"
@@ -205,7 +206,7 @@ REQUIRED = {
     "tokenize.TokenizeConfig": "input vocabulary output",
     "vocabulary.VocabularyConfig": "output",
     "pretrain.PretrainConfig": "cells output",
-    "finetune.FinetuneConfig": "cells label group model output",
+    "finetune.FinetuneConfig": "cells model output",
     "pooling_study.PoolingStudyConfig": "output",
     "embed.EmbedConfig": "cells model output",
     "screen.ScreenConfig": "cells model output",
