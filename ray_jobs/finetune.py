@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from geneformer_ray.compute.multitask import check_task_weights
 from geneformer_ray.data import storage
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.data.splits import NO_LABEL
 from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.finetune import finetune_trials
-from geneformer_ray.distribute.learned_labels import OneLabel
+from geneformer_ray.distribute.learned_labels import learn_labels
 from geneformer_ray.distribute.train_workers import discard_checkpoints
 from geneformer_ray.errors import InputError
 from geneformer_ray.manage.registry import open_store, without_credentials
@@ -20,6 +21,7 @@ from geneformer_ray.manage.trials import Trial
 from geneformer_ray.progress import say
 from ray_jobs.command_line import main
 from ray_jobs.finetune_flags import FinetuneConfig, check_flags
+from ray_jobs.gene_task import run_genes
 from ray_jobs.training_inputs import TrainingInputs
 
 __all__ = ["FinetuneConfig", "check_flags", "run"]
@@ -29,14 +31,15 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     """Train every trial, record it in MLflow, register the models."""
     check_flags(config)
     if config.task == "genes":
-        raise InputError("--task", "genes", "cells, so far")
+        return run_genes(config)
+    weights = _task_weights(config)
     inputs = TrainingInputs.open(config)
     output, table, model = inputs.output, inputs.table, inputs.model
     splits = config.splits(table)
     folds = [None] if config.folds is None else range(config.folds)
     trials = [Trial(*each) for each in itertools.product(config.pooling, config.seeds, folds)]
     plan = inputs.plan(config) | {
-        "label": config.label[0],
+        **({"label": config.label[0]} if len(weights) == 1 else {"label": [*weights], "task_weights": weights}),
         "group": config.group,
         "groups": [split.groups for split in splits],
         "labels": splits[0].labels,
@@ -49,7 +52,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         name = "split.json" if config.folds is None else f"split-fold{number}.json"
         storage.write_json(storage.join(output, name), manifest)
     for label, count in splits[0].dropped.items():
-        why = "" if label == NO_LABEL else f", fewer than {config.min_cells} in some role"
+        why = "" if label.endswith(NO_LABEL) else f", fewer than {config.min_cells} in some role"
         say(f"dropped {label}: {count} cells{why}")
     for finding in dict.fromkeys(line for split in splits for line in split.balance()):
         say(f"classes: {finding}")
@@ -58,7 +61,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     if not TrainedRun.present_in(output):  # else the store was out of reach when all was trained
         with connected():
             finetune_trials(
-                inputs.worker_config(config), trials, [OneLabel(split) for split in splits],
+                inputs.worker_config(config), trials, [learn_labels(split, weights) for split in splits],
                 workers=config.workers(), precision=config.precision,
             )  # fmt: skip
     record = Record(table, model.vocabulary, splits, manifests, trials, output, config.registered_model, plan)
@@ -67,6 +70,15 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     storage.finish_output(output, plan, summary)
     discard_checkpoints(output)
     return summary
+
+
+def _task_weights(config: FinetuneConfig) -> dict[str, float]:
+    """Give the weight of every label column in the loss."""
+    if config.task_weights and len(config.label) == 1:
+        got = ", ".join(f"{task}={weight:g}" for task, weight in config.task_weights.items())
+        raise InputError("--task-weights", got, "nothing beside one --label: they weigh several against each other")
+    weights = check_task_weights(config.task_weights, config.label)
+    return dict(zip(config.label, weights.tolist(), strict=True))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from geneformer_ray.compute.classifier import check_pooling
 from geneformer_ray.errors import InputError
+from ray_jobs.gene_task import check_gene_flags
 from ray_jobs.lora_flags import LoraFlags
 from ray_jobs.splitting_flags import SplittingConfig
 
@@ -17,7 +18,7 @@ __all__ = ["HOW", "FinetuneConfig", "check_flags"]
 HOW = "class_weights label_smoothing attention_dropout freeze_layers freeze_embeddings patience examples".split()
 # Flags that only one of the tasks has a use for.
 OF_CELLS = ("label", "group", "train_groups", "choose_groups", "report_groups", "pooling", "task_weights", "examples")
-OF_GENES = ("gene_classes",)
+OF_GENES = ("gene_classes", "token_predictions")
 
 
 class FinetuneConfig(SplittingConfig, LoraFlags):
@@ -30,6 +31,9 @@ class FinetuneConfig(SplittingConfig, LoraFlags):
     vocabulary: str | None = Field(None, description="the model's vocabulary, where it does not carry one")
     gene_classes: str | None = Field(
         None, description="with --task genes: class -> genes, as JSON, GMT, or a CSV or TSV table of gene and class"
+    )
+    token_predictions: bool = Field(
+        False, description="with --task genes: write what is predicted of each reporting gene in each cell"
     )
     pooling: tuple[str, ...] = Field(("mean",), description="first_gene, cls, mean: one or several, comma-separated")
     seeds: tuple[int, ...] = Field((0,), description="of weights and order, comma-separated")
@@ -78,9 +82,8 @@ def check_flags(config: FinetuneConfig) -> None:
             if getattr(config, name):
                 takes = "nothing beside --lora-rank: with adapters, the whole trunk stays as it is"
                 raise InputError(_flag(name), getattr(config, name), takes)
-    if config.task == "genes" and config.gene_dropout:
-        takes = "0 with --task genes: a gene that is left out of a step cannot be classified in it"
-        raise InputError("--gene-dropout", config.gene_dropout, takes)
+    if config.task == "genes":
+        check_gene_flags(config)
 
 
 def _flag(name: str) -> str:

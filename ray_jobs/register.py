@@ -8,17 +8,30 @@ too. It also registers the models of a finetune that was given no --registered-m
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from geneformer_ray.data import storage
 from geneformer_ray.distribute.train_workers import discard_checkpoints
+from geneformer_ray.errors import InputError
+from geneformer_ray.manage.gene_records import log_gene_run
+from geneformer_ray.manage.gene_run import KIND as GENES
+from geneformer_ray.manage.gene_run import GeneRun
 from geneformer_ray.manage.registry import check_name, open_store, without_credentials
-from geneformer_ray.manage.trained_run import TrainedRun
+from geneformer_ray.manage.trained_run import CELLS, TrainedRun, kind_of
 from geneformer_ray.manage.trial_records import log_trained_run
 from geneformer_ray.progress import say
 from ray_jobs.command_line import JobConfig, main, place, store_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What a finished training is of, as its record says -> how it is read, and how it is logged.
+KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any, str | None], dict[str, Any]]]] = {
+    CELLS: (TrainedRun.load, log_trained_run),
+    GENES: (GeneRun.load, log_gene_run),
+}
 
 
 class RegisterConfig(JobConfig):
@@ -33,13 +46,17 @@ class RegisterConfig(JobConfig):
 def run(config: RegisterConfig) -> dict[str, Any]:
     """Log and register what is missing; the summary is finetune's."""
     output = place(config.output, "--output")
-    trained = TrainedRun.load(output)
+    kind = kind_of(output)
+    if kind not in KINDS:
+        raise InputError("--output", f"{output} with a training of {kind}", f"one of {', '.join(KINDS)}")
+    load, log = KINDS[kind]
+    trained = load(output)
     name = config.registered_model if config.registered_model is not None else trained.registered_model
     if name is not None:
         check_name(name)
     tracking = without_credentials(open_store(store_directory()))
     say(f"MLflow: {tracking}")
-    summary = log_trained_run(trained, name) | {"output": output, "mlflow": tracking}
+    summary = log(trained, name) | {"output": output, "mlflow": tracking}
     storage.finish_output(output, trained.plan, summary)
     with contextlib.suppress(FileNotFoundError):
         discard_checkpoints(output)

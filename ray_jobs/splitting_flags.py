@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from geneformer_ray.data.splits import GroupSplit, folds_by_group, split_by_group
+from geneformer_ray.data.splits import folds_by_group, split_by_group
+from geneformer_ray.data.task_splits import split_tasks
 from geneformer_ray.errors import InputError
 from ray_jobs.training_flags import TrainingConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from geneformer_ray.data.cells import CellTable
+    from geneformer_ray.data.task_splits import LabelSplit
 
 __all__ = ["SplittingConfig"]
 
@@ -48,16 +52,23 @@ class SplittingConfig(TrainingConfig):
             return rows
         return np.sort(np.random.default_rng(self.split_seed).choice(rows, self.max_cells, replace=False))
 
-    def splits(self, table: CellTable) -> list[GroupSplit]:
-        """Say which cells train, choose and report: once, or once a fold."""
-        rows = self.rows(table)
-        labels, groups = table.column(self.label[0], "--label"), table.column(str(self.group), "--group")
+    def splits(self, table: CellTable) -> Sequence[LabelSplit]:
+        """Say which cells train, choose and report, for one label or for several: once, or once a fold."""
+        rows, groups = self.rows(table), table.column(str(self.group), "--group")
+        labels = {name: table.column(name, "--label") for name in self.label}
+        assigned = {"train": self.train_groups, "choose": self.choose_groups, "report": self.report_groups}
+        if self.folds is not None:
+            for flag, given in (("--train-groups", self.train_groups), ("--choose-groups", self.choose_groups)):
+                if given:
+                    raise InputError(flag, f"{','.join(given)} beside --folds", "nothing: folds deal these groups out")
+        if len(labels) > 1:
+            return split_tasks(
+                rows, labels, groups, assigned=assigned, min_cells=self.min_cells, folds=self.folds,
+                held_out=self.report_groups,
+            )  # fmt: skip
+        (column,) = labels.values()
         if self.folds is None:
-            assigned = {"train": self.train_groups, "choose": self.choose_groups, "report": self.report_groups}
-            return [split_by_group(rows, labels, groups, assigned=assigned, min_cells=self.min_cells)]
-        for flag, given in (("--train-groups", self.train_groups), ("--choose-groups", self.choose_groups)):
-            if given:
-                raise InputError(flag, f"{','.join(given)} beside --folds", "nothing: folds deal these groups out")
+            return [split_by_group(rows, column, groups, assigned=assigned, min_cells=self.min_cells)]
         return folds_by_group(
-            rows, labels, groups, folds=self.folds, min_cells=self.min_cells, held_out=self.report_groups
+            rows, column, groups, folds=self.folds, min_cells=self.min_cells, held_out=self.report_groups
         )

@@ -140,6 +140,7 @@ def _describe(config: BertConfig, pooling: str, vocabulary: GeneVocabulary) -> N
     config.pooling = pooling
     config.has_cls = vocabulary.cls_id is not None
     config.special_ids = sorted(vocabulary.special_ids)
+    config.__dict__.pop("task", None)  # of a classifier of genes, whose trunk this may be
 
 
 def new_classifier(

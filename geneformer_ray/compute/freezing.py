@@ -10,9 +10,7 @@ from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import BertConfig
-
-    from geneformer_ray.compute.classifier import CellClassifier
+    from transformers import BertConfig, BertPreTrainedModel
 
 __all__ = ["check_frozen_layers", "freeze"]
 
@@ -24,7 +22,7 @@ def check_frozen_layers(layers: int, config: BertConfig) -> None:
 
 
 def freeze(
-    model: CellClassifier, *, layers: int = 0, embeddings: bool = False, new_tokens: int = 0
+    model: BertPreTrainedModel, *, layers: int = 0, embeddings: bool = False, new_tokens: int = 0
 ) -> list[nn.Parameter]:
     """Freeze the first layers of the encoder, and the embeddings.
 
@@ -35,7 +33,7 @@ def freeze(
     Parameters
     ----------
     model
-        A fresh classifier, before it is wrapped for data-parallel training.
+        A fresh classifier, of cells or genes, before it is wrapped for data-parallel training.
     layers
         How many layers, from the one behind the embeddings on.
     embeddings

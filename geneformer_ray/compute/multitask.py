@@ -15,7 +15,7 @@ cross entropy of a :class:`CellClassifier` over the cells that have a label.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,13 +23,13 @@ from torch import nn
 
 from geneformer_ray.compute import model_directory
 from geneformer_ray.compute.classifier import CellClassifier, new_classifier
-from geneformer_ray.compute.scores import score
+from geneformer_ray.compute.task_scores import logits_by_task
 from geneformer_ray.compute.training import balanced_weights
-from geneformer_ray.data.task_splits import UNLABELLED
+from geneformer_ray.data.task_splits import UNLABELLED, class_name
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -41,12 +41,11 @@ if TYPE_CHECKING:
 __all__ = [
     "MultiTaskClassifier",
     "balanced_task_weights",
+    "check_task_weights",
     "count_labels",
     "load_classifier",
-    "mean_macro_f1",
     "multitask_loss",
     "new_multitask_classifier",
-    "score_tasks",
 ]
 
 Tasks = dict[str, list[str]]
@@ -87,7 +86,7 @@ class MultiTaskClassifier(CellClassifier):
 
     def by_task(self, logits_NC: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:
         """Take logits apart: task -> shape (cells, the task's classes)."""
-        return dict(zip(self.tasks, _split(logits_NC, self.tasks), strict=True))
+        return logits_by_task(logits_NC, self.tasks)
 
     # ------------------------------------------------------------------ files
 
@@ -139,7 +138,7 @@ def new_multitask_classifier(
     for name, labels in tasks.items():
         if len(labels) < 2:
             raise InputError("--label", f"{name} with {len(labels)} classes", "columns with two or more")
-    names = [f"{task}: {label}" for task, labels in tasks.items() for label in labels]
+    names = [class_name(task, label) for task, labels in tasks.items() for label in labels]
     # One wide layer, cut into the heads: every other weight is that of a single classifier.
     single, own = new_classifier(directory, vocabulary, names, pooling, attention_dropout=attention_dropout)
     config = single.config
@@ -148,7 +147,8 @@ def new_multitask_classifier(
     with torch.device("meta"):
         model = MultiTaskClassifier(config)
     model.bert, model.dropout = single.bert, single.dropout
-    weights, biases = (_split(one.detach(), tasks, dim=0) for one in (single.classifier.weight, single.classifier.bias))
+    sizes = [len(labels) for labels in tasks.values()]
+    weights, biases = (one.detach().split(sizes) for one in (single.classifier.weight, single.classifier.bias))
     for head, weight, bias in zip(model.classifier, weights, biases, strict=True):
         head.weight, head.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
     return model, own
@@ -171,20 +171,12 @@ def _check_tasks(config: BertConfig, flag: str) -> None:
         raise InputError(flag, f"config.json with the tasks {tasks}", takes)
 
 
-def _split(together: Any, tasks: Mapping[str, Sequence[str]], dim: int = 1) -> list[Any]:
-    """Cut what all tasks' classes have side by side into the tasks' own: views."""
-    ends = np.cumsum([len(labels) for labels in tasks.values()]).tolist()
-    starts = [0, *ends[:-1]]
-    return [together[(slice(None),) * dim + (slice(a, b),)] for a, b in zip(starts, ends, strict=True)]
-
-
 # ---------------------------------------------------------------------- loss
 
 
-def count_labels(targets_NT: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], int]:
-    """Give what counts the labels of a batch's cells: the items of :func:`multitask_loss`."""
-    labels_N = (targets_NT != UNLABELLED).sum(axis=1)
-    return lambda batch: int(labels_N[batch].sum())
+def count_labels(targets_NT: NDArray[np.int64]) -> int:
+    """Count the labels that some cells have, in all tasks: the items of :func:`multitask_loss`."""
+    return int((targets_NT != UNLABELLED).sum())
 
 
 def balanced_task_weights(targets_NT: NDArray[np.int64], tasks: Mapping[str, Sequence[str]]) -> list[torch.Tensor]:
@@ -202,7 +194,7 @@ def multitask_loss(
     class_weights: Sequence[torch.Tensor] | None = None,
     label_smoothing: float = 0.0,
 ) -> BatchLoss:
-    """Give the loss at the top of this module, summed over the labels of a batch; its items are :func:`count_labels`.
+    """Give the loss at the top of this module, summed over the labels of a batch: as many as :func:`count_labels` says.
 
     Parameters
     ----------
@@ -223,6 +215,7 @@ def multitask_loss(
             raise InputError("--label", f"{name} without a labelled cell to train", "columns with labelled cells")
     weights_T = check_task_weights(task_weights or {}, tasks)
     scale_T = weights_T / weights_T.sum() * (labelled_T.sum() / labelled_T)
+    sizes = [len(labels) for labels in tasks.values()]
 
     def loss_of(
         model: nn.Module, ids_BL: torch.Tensor, mask_BL: torch.Tensor, batch: NDArray[np.int64]
@@ -230,7 +223,7 @@ def multitask_loss(
         target_BT = torch.from_numpy(targets_NT[batch]).to(ids_BL.device)
         logits_BC = model(ids_BL, mask_BL).float()
         loss, right = logits_BC.new_zeros(()), 0
-        for number, logits in enumerate(_split(logits_BC, tasks)):
+        for number, logits in enumerate(logits_BC.split(sizes, dim=1)):
             target_B = target_BT[:, number]
             entropy = nn.functional.cross_entropy(
                 logits, target_B, weight=None if class_weights is None else class_weights[number],
@@ -252,37 +245,3 @@ def check_task_weights(given: Mapping[str, float], tasks: Iterable[str]) -> NDAr
         if not 0 < weight < float("inf"):
             raise InputError("--task-weights", f"{name}={weight}", "weights above 0")
     return np.array([given.get(name, 1.0) for name in names], dtype=np.float64)
-
-
-# ---------------------------------------------------------------------- scores
-
-
-def score_tasks(
-    targets_NT: NDArray[np.int64], logits_NC: NDArray[np.floating], tasks: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, Any]]:
-    """Score each task on the cells that have a label for it.
-
-    Parameters
-    ----------
-    targets_NT
-        Class numbers, :data:`UNLABELLED` where a cell has none; shape (cells, tasks).
-    logits_NC
-        Of all tasks side by side, shape (cells, classes of all tasks).
-    tasks
-        Task -> class names.
-
-    Returns
-    -------
-    dict
-        Task -> what :func:`geneformer_ray.compute.scores.score` gives.
-    """
-    scores = {}
-    for (name, labels), targets, logits in zip(tasks.items(), targets_NT.T, _split(logits_NC, tasks), strict=True):
-        labelled = targets != UNLABELLED
-        scores[name] = score(targets[labelled], logits[labelled], labels)
-    return scores
-
-
-def mean_macro_f1(scores: Mapping[str, Mapping[str, Any]]) -> float:
-    """Give the mean of the tasks' macro F1: what an epoch and a champion are chosen by, each task counting the same."""
-    return float(np.mean([one["macro_f1"] for one in scores.values()]))

@@ -37,9 +37,10 @@ def cell_blocks(
     table: CellTable, rows: NDArray[np.int64], vocabulary: GeneVocabulary, *, at_once: int = CELLS_AT_ONCE
 ) -> Iterator[list[NDArray[np.int32]]]:
     """Read cells as a model takes them, some at a time: token ids of each, in the order of `rows`."""
+    cells_digest = table.vocabulary_digest or vocabulary.digest  # as in training: what does not say is taken as its own
     for start in range(0, len(rows), at_once):
         cells = table.read(rows[start : start + at_once]).input_ids
-        yield [vocabulary.adapt(ids, table.vocabulary_digest) for ids in cells]
+        yield [vocabulary.adapt(ids, cells_digest) for ids in cells]
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,15 @@ class GeneSplit:
     @property
     def digest(self) -> str:
         """A hash of which genes do what in which cells, and of their classes."""
-        by_role = (self.tokens, self.targets, self.rows)
-        return digest_of(self.labels, self.genes, *(of[role] for role in ROLES for of in by_role))
+        return digest_of(self.labels, self.genes, *self._of(*ROLES))
+
+    @property
+    def reporting_digest(self) -> str:
+        """A hash of what is reported on: genes, their classes, and the cells that hold them."""
+        return digest_of(self.labels, self.genes["report"], *self._of("report"))
+
+    def _of(self, *roles: str) -> list[NDArray[np.int64]]:
+        return [of[role] for role in roles for of in (self.tokens, self.targets, self.rows)]
 
     def manifest(self) -> dict[str, Any]:
         """Give what a reader needs to make the same split: genes of each role and class, and how many cells hold them.
@@ -100,6 +108,7 @@ class GeneSplit:
             "tokens": {role: int(self.held[role].sum()) for role in ROLES},
             "cells_without_target_gene": self.without,
             "digest": self.digest,
+            "reporting_digest": self.reporting_digest,
         }
 
 

@@ -92,7 +92,9 @@ def pooling_comparison(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def confusion_matrix(matrix: ArrayLike, labels: Sequence[str], title: str = "Confusion matrix") -> Figure:
+def confusion_matrix(
+    matrix: ArrayLike, labels: Sequence[str], title: str = "Confusion matrix", unit: str = "cells"
+) -> Figure:
     """Draw a confusion matrix: colours are shares of the true type (row), numbers are cells; zeros are blank.
 
     Parameters
@@ -103,6 +105,8 @@ def confusion_matrix(matrix: ArrayLike, labels: Sequence[str], title: str = "Con
         Names of the K types.
     title
         Heading.
+    unit
+        What is counted.
 
     Raises
     ------
@@ -123,7 +127,7 @@ def confusion_matrix(matrix: ArrayLike, labels: Sequence[str], title: str = "Con
         colour = "white" if share_KK[row, column] > 0.55 else INK
         text = f"{count_KK[row, column]:,}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
-    dress(axes, title, "predicted", "true (cells)")
+    dress(axes, title, "predicted", f"true ({unit})")
     axes.grid(visible=False)
     rows = [f"{label} ({total:,})" for label, total in zip(labels, total_K, strict=True)]
     axes.set_xticks(range(n), labels, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)

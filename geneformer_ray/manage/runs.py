@@ -126,7 +126,14 @@ def _write_files(folder: Path, record: RunRecord) -> None:
 
 
 def register(
-    run_id: str, digest: str, directory: Path, name: str, tags: Mapping[str, str], example: Sequence[Sequence[int]]
+    run_id: str,
+    digest: str,
+    directory: Path,
+    name: str,
+    tags: Mapping[str, str],
+    example: Sequence[Sequence[int]],
+    *,
+    flavour: str = "pyfunc_model",
 ) -> ModelVersion:
     """Register a self-contained model directory as a new version, or give the version that it already is.
 
@@ -144,6 +151,8 @@ def register(
         Metrics and digests of the version.
     example
         Token id lists of some cells: the model's input example.
+    flavour
+        The file beside this one that MLflow runs to load the model.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -153,7 +162,7 @@ def register(
     if found:
         made = min(found, key=lambda version: int(version.version))
         return ModelVersion(name, int(made.version), dict(made.tags), str(made.run_id))
-    model = _logged_model(client, run_id, digest, directory, example)
+    model = _logged_model(client, run_id, digest, directory, example, flavour)
     try:
         client.get_registered_model(name)
     except MlflowException as error:
@@ -166,7 +175,7 @@ def register(
 
 
 def _logged_model(
-    client: MlflowClient, run_id: str, digest: str, directory: Path, example: Sequence[Sequence[int]]
+    client: MlflowClient, run_id: str, digest: str, directory: Path, example: Sequence[Sequence[int]], flavour: str
 ) -> LoggedModel:
     """Find the run's uploaded model, or upload it.
 
@@ -183,14 +192,14 @@ def _logged_model(
     model = client.create_logged_model(experiment, "classifier", source_run_id=run_id, tags={DIGEST_TAG: digest})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        _save_pyfunc(path, model, run_id, directory, example)
+        _save_pyfunc(path, model, run_id, directory, example, flavour)
         client.log_model_artifacts(model.model_id, str(path))
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
 def _save_pyfunc(
-    path: Path, model: LoggedModel, run_id: str, directory: Path, example: Sequence[Sequence[int]]
+    path: Path, model: LoggedModel, run_id: str, directory: Path, example: Sequence[Sequence[int]], flavour: str
 ) -> None:
     from importlib.metadata import version
 
@@ -202,7 +211,7 @@ def _save_pyfunc(
     mlflow.pyfunc.save_model(
         str(path),
         mlflow_model=Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id),
-        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+        python_model=str(Path(__file__).with_name(f"{flavour}.py")),
         artifacts={"model": str(directory)},
         # What loads it beside this package, which has to be installed there.
         pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch", "transformers")],

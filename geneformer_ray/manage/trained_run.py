@@ -15,36 +15,42 @@ costs no trained model, and recording can be finished from the output alone.
 
 from __future__ import annotations
 
-import subprocess
 import uuid
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-
 from geneformer_ray.compute.baseline import baseline_scores
-from geneformer_ray.compute.scores import probabilities, score
+from geneformer_ray.compute.scores import score
 from geneformer_ray.data import storage
-from geneformer_ray.data.digests import digest_of
+from geneformer_ray.data.task_splits import UNLABELLED, TaskSplit, tasks_of
 from geneformer_ray.errors import InputError
-from geneformer_ray.manage.trials import Trial, read_predictions
+from geneformer_ray.manage.code_revision import code_revision
+from geneformer_ray.manage.misclassified_cells import MISCLASSIFIED
+from geneformer_ray.manage.task_predictions import TaskPredictions, mistakes_in, predictions_of, scores_of, together
+from geneformer_ray.manage.trials import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from geneformer_ray.data.cells import CellTable
-    from geneformer_ray.data.splits import GroupSplit
+    from geneformer_ray.data.task_splits import LabelSplit, Task
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["MISCLASSIFIED", "Fold", "Record", "TrainedRun", "digest_of_test", "misclassified_cells"]
+__all__ = [
+    "CELLS",
+    "RECORD",
+    "SCORED_ROLES",
+    "Fold",
+    "Record",
+    "TrainedRun",
+    "kind_of",
+    "made_up_cell",
+]
 
 RECORD = "record.json"
-MISCLASSIFIED = "misclassified.csv"
+# What a record is of that does not say so.
+CELLS = "cells"
 SCORED_ROLES = {"choose": "choosing", "report": "reporting"}
 EXAMPLE_CELLS = 2
 EXAMPLE_GENES = 3
@@ -72,7 +78,7 @@ class Record:
 
     table: CellTable
     vocabulary: GeneVocabulary
-    splits: list[GroupSplit]
+    splits: Sequence[LabelSplit]
     manifests: list[dict[str, Any]]
     trials: list[Trial]
     output: str
@@ -90,12 +96,26 @@ class Fold:
         As the split has them.
     cells
         Role -> how many.
+    tasks
+        Task -> its class names; None where there is but one label column.
     """
 
     labels: list[str]
     dropped: dict[str, int]
     digest: str
     cells: dict[str, int]
+    tasks: dict[str, list[str]] | None = None
+
+    @classmethod
+    def of(cls, split: LabelSplit) -> Fold:
+        """Give what is kept of a split."""
+        cells = {role: len(rows) for role, rows in split.rows.items()}
+        tasks = split.tasks if isinstance(split, TaskSplit) else None
+        return cls(split.labels, split.dropped, split.digest, cells, tasks)
+
+    def predictions(self, directory: str, role: str) -> list[TaskPredictions]:
+        """Read what a trial on this split predicted."""
+        return predictions_of(directory, role, self.labels, self.tasks)
 
 
 @dataclass(frozen=True)
@@ -135,9 +155,7 @@ class TrainedRun:
     @classmethod
     def load(cls, output: str, flag: str = "--output") -> TrainedRun:
         """Read what :meth:`of` wrote."""
-        if not cls.present_in(output):
-            raise InputError(flag, f"{output} without {RECORD}", "the output of a finetune job that finished training")
-        content = storage.read_json(storage.join(output, RECORD), flag)
+        content = _read(output, flag)
         try:
             trials = [Trial(**trial) for trial in content.pop("trials")]
             folds = [Fold(**fold) for fold in content.pop("folds")]
@@ -157,27 +175,26 @@ class TrainedRun:
             registered_model=record.registered_model,
             plan=record.plan,
             trials=record.trials,
-            folds=[
-                Fold(split.labels, split.dropped, split.digest, {role: len(rows) for role, rows in split.rows.items()})
-                for split in record.splits
-            ],
-            code_revision=_code_revision(),
+            folds=[Fold.of(split) for split in record.splits],
+            code_revision=code_revision(),
             example=_example(record),
         )
         for number, (split, manifest) in enumerate(zip(record.splits, record.manifests, strict=True)):
             storage.write_json(run.place("split", number), manifest)
             storage.write_json(run.place("baseline", number), _baseline(record, split))
         for trial in record.trials:
-            split, directory = record.splits[trial.fold or 0], trial.directory(output)
-            scores = {}
-            for role, name in SCORED_ROLES.items():
-                _, targets, logits = read_predictions(directory, role)
-                scores[name] = score(targets, logits, split.labels)
+            fold, directory = run.fold_of(trial), trial.directory(output)
+            predicted = {role: fold.predictions(directory, role) for role in SCORED_ROLES}
+            scores = {name: scores_of(predicted[role]) for role, name in SCORED_ROLES.items()}
             storage.write_json(storage.join(directory, "scores.json"), scores)
-            groups = record.table.column(str(record.plan["group"]), "--group")[split.rows["report"]]
-            mistakes = misclassified_cells(*read_predictions(directory, "report"), split.labels, groups)
+            reporting = record.splits[trial.fold or 0].rows["report"]
+            groups = record.table.column(str(record.plan["group"]), "--group")[reporting]
+            mistakes = mistakes_in(predicted["report"], groups)
             storage.write_bytes(storage.join(directory, MISCLASSIFIED), mistakes.to_csv(index=False).encode())
         content = {key: value for key, value in asdict(run).items() if key != "output"}
+        for fold in content["folds"]:
+            if fold["tasks"] is None:
+                del fold["tasks"]
         storage.write_json(storage.join(output, RECORD), content)  # last: it vouches for the rest
         return run
 
@@ -196,85 +213,47 @@ class TrainedRun:
         return sorted({label for fold in self.folds for label in fold.labels})
 
 
-def misclassified_cells(
-    cell_ids: Sequence[str],
-    targets: NDArray[np.int64],
-    logits: NDArray[np.floating],
-    labels: Sequence[str],
-    groups: Sequence[Any] | NDArray[Any] | None = None,
-) -> pd.DataFrame:
-    """List the cells whose predicted type is not their label, the most confident mistakes first.
-
-    Parameters
-    ----------
-    cell_ids, targets, logits
-        As predictions have them.
-    labels
-        Class names.
-    groups
-        Donor or library of each cell, where it is known.
-
-    Returns
-    -------
-    Columns ``cell_id``, ``group`` (where known), ``true_label``, ``predicted_label``, ``probability_true``,
-    ``probability_predicted``.
-    """
-    odds, predicted = probabilities(logits), logits.argmax(axis=1)
-    everyone = np.arange(len(targets))
-    names = np.array(labels, dtype=object)
-    columns = {"cell_id": list(cell_ids)} | ({} if groups is None else {"group": list(groups)})
-    table = pd.DataFrame(
-        {
-            **columns,
-            "true_label": names[targets],
-            "predicted_label": names[predicted],
-            "probability_true": odds[everyone, targets],
-            "probability_predicted": odds[everyone, predicted],
-        }
-    )
-    wrong: pd.DataFrame = table[predicted != targets]
-    return wrong.sort_values(["probability_predicted", "cell_id"], ascending=[False, True], ignore_index=True)
+def kind_of(output: str, flag: str = "--output") -> str:
+    """Say what the finished training in an output is of: classes of cells, or what its record names."""
+    return str(_read(output, flag).get("kind", CELLS))
 
 
-def digest_of_test(cell_ids: Sequence[str], targets: NDArray[np.int64], labels: Sequence[str]) -> str:
-    """Hash which cells a figure was measured on, and what they truly are; in any order."""
-    return digest_of(sorted([cell_id, labels[target]] for cell_id, target in zip(cell_ids, targets, strict=True)))
+def _read(output: str, flag: str) -> dict[str, Any]:
+    if not TrainedRun.present_in(output):
+        raise InputError(flag, f"{output} without {RECORD}", "the output of a finetune job that finished training")
+    content = storage.read_json(storage.join(output, RECORD), flag)
+    if not isinstance(content, dict):
+        raise InputError(flag, f"{output} with a broken {RECORD}", "one that finetune wrote")
+    return content
 
 
 def _example(record: Record) -> list[list[int]]:
     if record.plan.get("examples", True):
         rows = record.splits[0].rows["report"][:EXAMPLE_CELLS]
         return [ids.tolist() for ids in record.table.read(rows).input_ids]
-    # Cells are data, which --no-examples keeps out of every model: a made-up one shows their form as well.
-    vocabulary = record.vocabulary
+    # Cells are data, which --no-examples keeps out of every model.
+    return made_up_cell(record.vocabulary)
+
+
+def made_up_cell(vocabulary: GeneVocabulary) -> list[list[int]]:
+    """Give the token ids of a made-up cell, in a list: it shows the form of cells as well as a real one."""
     genes = [vocabulary.tokens[gene] for gene in vocabulary.genes[:EXAMPLE_GENES]]
     return [[token for token in (vocabulary.cls_id, *genes, vocabulary.eos_id) if token is not None]]
 
 
-def _baseline(record: Record, split: GroupSplit) -> dict[str, dict[str, Any]]:
-    sequences = {role: record.table.read(rows).input_ids for role, rows in split.rows.items()}
+def _baseline(record: Record, split: LabelSplit) -> dict[str, dict[str, Any]]:
+    """Score the baseline: fitted once a task, on the cells that have a label for it."""
+    found = {task.name: _baseline_of(record, split, task) for task in tasks_of(split)}
+    return {name: together({task: its[name] for task, its in found.items()}) for name in SCORED_ROLES.values()}
+
+
+def _baseline_of(record: Record, split: LabelSplit, task: Task) -> dict[str, dict[str, Any]]:
+    labelled = {role: targets != UNLABELLED for role, targets in task.targets.items()}
+    sequences = {role: record.table.read(split.rows[role][its]).input_ids for role, its in labelled.items()}
+    targets = {role: task.targets[role][its] for role, its in labelled.items()}
     others = [sequences[role] for role in SCORED_ROLES]
-    results = baseline_scores(sequences["train"], split.targets["train"], others, record.vocabulary, len(split.labels))
+    results = baseline_scores(sequences["train"], targets["train"], others, record.vocabulary, len(task.labels))
     return {
-        name: score(split.targets[role], logits, split.labels)
+        name: score(targets[role], logits, task.labels)
         for (role, name), logits in zip(SCORED_ROLES.items(), results, strict=True)
     }
-
-
-def _code_revision() -> str:
-    """Give the commit that this code is, marked where files differ from it; the version outside a checkout."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    here = Path(__file__).resolve()
-    try:
-        # This file may lie in an environment inside some other project's checkout.
-        subprocess.run(
-            ["git", "ls-files", "--error-unmatch", here.name], cwd=here.parent, capture_output=True, check=True
-        )
-        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(describe, cwd=here.parent, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        try:
-            return version("geneformer-ray")
-        except PackageNotFoundError:
-            return "unknown"

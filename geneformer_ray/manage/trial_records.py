@@ -11,8 +11,7 @@ import pandas as pd
 from geneformer_ray.compute.model_directory import find_model, weights_digest
 from geneformer_ray.data import storage
 from geneformer_ray.data.digests import digest_of
-from geneformer_ray.manage import plots
-from geneformer_ray.manage.calibration_plot import reliability_diagram
+from geneformer_ray.manage.misclassified_cells import MISCLASSIFIED
 from geneformer_ray.manage.promotion import (
     CHOOSING_METRIC,
     LABELS_TAG,
@@ -23,15 +22,15 @@ from geneformer_ray.manage.promotion import (
 )
 from geneformer_ray.manage.registry import WEIGHTS_TAG, reaching_store
 from geneformer_ray.manage.runs import DIGEST_TAG, RunRecord, log_run, register
-from geneformer_ray.manage.trained_run import MISCLASSIFIED, Record, TrainedRun, digest_of_test
+from geneformer_ray.manage.score_metrics import curve_metrics, flat_metrics, score_figures
+from geneformer_ray.manage.task_predictions import digest_of_test
+from geneformer_ray.manage.trained_run import Record, TrainedRun
 from geneformer_ray.manage.training_curves import TrainingCurve, training_curves
-from geneformer_ray.manage.trials import FINISHED, Trial, read_predictions
+from geneformer_ray.manage.trials import ADAPTERS, FINISHED, Trial
 from geneformer_ray.run_log import current_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from matplotlib.figure import Figure
 
     from geneformer_ray.manage.trained_run import Fold
 
@@ -39,8 +38,9 @@ __all__ = ["Record", "curve_of", "log_trained_run", "record_trials"]
 
 SUMMARISED = ("macro_f1", "accuracy", "expected_calibration_error")
 # Of the plan, beside its options; all of it is in config.json.
-LOGGED = ("label", "group", "workers", "class_weights", "label_smoothing", "attention_dropout", "precision")
-LONGEST_NAME = 200  # of a metric; MLflow takes 250 characters
+LOGGED = (
+    "label", "task_weights", "group", "workers", "class_weights", "label_smoothing", "attention_dropout", "precision",
+)  # fmt: skip
 
 
 def record_trials(record: Record) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def log_trained_run(run: TrainedRun, registered_model: str | None) -> dict[str, 
     return {
         **({"cells": run.folds[0].cells} if single else {"folds": [{"cells": fold.cells} for fold in run.folds]}),
         "labels": run.labels,
+        **({"tasks": tasks} if (tasks := run.folds[0].tasks) else {}),
         "dropped_labels": {label: count for fold in run.folds for label, count in fold.dropped.items()},
         "pooling": {
             pooling: _spread([trial for trial in trials if trial["pooling"] == pooling])
@@ -131,23 +132,25 @@ def _trial_record(
 ) -> RunRecord:
     directory = trial.directory(run.output)
     history = storage.read_json(storage.join(directory, "history.json"))
+    finished = storage.read_json(storage.join(directory, FINISHED))
     plan = run.plan
-    logged = {name: plan[name] for name in LOGGED if name in plan}
     return RunRecord(
         trial.name,
         digest,
         parameters={
             **_named(trial),
-            **logged,
+            **_logged(plan, LOGGED),
+            **{f"lora_{name}": value for name, value in plan.get("lora", {}).items()},
             # Device, dtype and threads, with the reason for each.
-            "execution": storage.read_json(storage.join(directory, FINISHED))["execution"],
+            "execution": finished["execution"],
+            **{name: finished[name] for name in ("learned_parameters",) if name in finished},  # not in earlier ones
             "labels": ", ".join(run.fold_of(trial).labels),
             **plan.get("options", {}),
         },
-        metrics=_flat(scores),
-        curves=history,
+        metrics=flat_metrics(scores),
+        curves=curve_metrics(history),
         figures={
-            **_figures(scores, trial.name),
+            **score_figures(scores, trial.name),
             "training_curves.png": training_curves([curve_of(trial.name, history)]),
         },
         documents={
@@ -161,6 +164,16 @@ def _trial_record(
     )
 
 
+def _logged(plan: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Give entries of a plan as they read as parameters."""
+    found = {name: plan[name] for name in names if name in plan}
+    for name, value in found.items():
+        if isinstance(value, dict):
+            value = [f"{key}={one:g}" for key, one in value.items()]
+        found[name] = ", ".join(value) if isinstance(value, list) else value
+    return found
+
+
 def _baseline_record(run: TrainedRun, number: int, fold: Fold, scores: dict[str, dict[str, Any]]) -> RunRecord:
     named = {"fold": number} if len(run.folds) > 1 else {}
     name = "baseline PCA + logistic regression" + (f", fold {number}" if named else "")
@@ -170,10 +183,10 @@ def _baseline_record(run: TrainedRun, number: int, fold: Fold, scores: dict[str,
         parameters={
             "model": "PCA(50) + logistic regression on rank value encodings",
             **named,
-            **{key: run.plan[key] for key in ("label", "group") if key in run.plan},
+            **_logged(run.plan, ("label", "group")),
         },
-        metrics=_flat(scores),
-        figures=_figures(scores, name),
+        metrics=flat_metrics(scores),
+        figures=score_figures(scores, name),
         documents={
             "config.json": run.plan,
             "split.json": storage.read_json(run.place("split", number)),
@@ -190,34 +203,6 @@ def curve_of(name: str, history: list[dict[str, float]]) -> TrainingCurve:
     return TrainingCurve(name, steps, frame["train_loss"].tolist(), epochs, frame["choosing_macro_f1"].tolist())
 
 
-def _flat(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Give scores as MLflow's flat metrics: each role's own, and those of every class."""
-    flat: dict[str, float] = {}
-    for role, values in scores.items():
-        flat[f"{role}_macro_f1"] = values["macro_f1"]
-        flat[f"{role}_accuracy"] = values["accuracy"]
-        for name in ("expected_calibration_error", "brier_score"):
-            flat[f"{role}_{name}"] = values["calibration"][name]
-        for number, (label, one) in enumerate(values["per_class"].items()):
-            # MLflow admits few characters in names of metrics.
-            safe = "".join(c if c.isalnum() or c in "_-. " else "_" for c in label)[:LONGEST_NAME]
-            if f"{role}_f1_{safe}" in flat:  # CD4+ and CD4* would be one metric
-                safe = f"{safe}_{number}"
-            flat |= {f"{role}_{name}_{safe}": one[name] for name in ("precision", "recall", "f1", "cells")}
-    return flat
-
-
-def _figures(scores: dict[str, dict[str, Any]], title: str) -> dict[str, Figure]:
-    figures = {}
-    for role, values in scores.items():
-        heading = f"{title}: {role} cells"
-        figures[f"confusion_matrix_{role}.png"] = plots.confusion_matrix(
-            values["confusion_matrix"], list(values["per_class"]), heading
-        )
-        figures[f"calibration_{role}.png"] = reliability_diagram(values["calibration"], heading)
-    return figures
-
-
 def _tags(run: TrainedRun, fold: Fold) -> dict[str, str]:
     return {
         "cells_digest": str(run.plan["cells"]),
@@ -232,7 +217,6 @@ def _tags(run: TrainedRun, fold: Fold) -> dict[str, str]:
 def _trial_tags(run: TrainedRun, trial: Trial, scores: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Give what a trial's run and version are tagged with: what promotion compares, and where it comes from."""
     directory, fold = trial.directory(run.output), run.fold_of(trial)
-    cell_ids, targets, _ = read_predictions(directory, "report")
     choosing, reporting = scores["choosing"], scores["reporting"]
     return {
         **{key: str(value) for key, value in _named(trial).items()},
@@ -240,19 +224,27 @@ def _trial_tags(run: TrainedRun, trial: Trial, scores: dict[str, dict[str, Any]]
         CHOOSING_METRIC: f"{choosing['macro_f1']:.6f}",
         REPORTING_METRIC: f"{reporting['macro_f1']:.6f}",
         "reporting_accuracy": f"{reporting['accuracy']:.6f}",
-        "reporting_expected_calibration_error": f"{reporting['calibration']['expected_calibration_error']:.6f}",
-        TEST_TAG: digest_of_test(cell_ids, targets, fold.labels),
+        "reporting_expected_calibration_error": f"{_summary(reporting)['expected_calibration_error']:.6f}",
+        TEST_TAG: digest_of_test(fold.predictions(directory, "report")),
         "model_directory": storage.join(directory, "model"),
+        **({ADAPTERS: storage.join(directory, ADAPTERS)} if "lora" in run.plan else {}),
     }
 
 
-def _summarised(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Give the scores that a summary shows, by role."""
-    return {
-        f"{role}_{name}": values[name] if name in values else values["calibration"][name]
-        for role, values in scores.items()
-        for name in SUMMARISED
+def _summarised(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Give the scores that a summary shows, by role; of several tasks the means, and the same of each."""
+    found: dict[str, Any] = {
+        f"{role}_{name}": value for role, values in scores.items() for name, value in _summary(values).items()
     }
+    if tasks := scores["reporting"].get("tasks"):
+        found["tasks"] = {
+            task: _summarised({role: values["tasks"][task] for role, values in scores.items()}) for task in tasks
+        }
+    return found
+
+
+def _summary(values: dict[str, Any]) -> dict[str, float]:
+    return {name: values[name] if name in values else values["calibration"][name] for name in SUMMARISED}
 
 
 def _spread(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -263,4 +255,6 @@ def _spread(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found[name] = round(statistics.fmean(values), 4)
         # Of a single trial, nobody knows how far another would be.
         found[f"{name}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
+    if "tasks" in lines[0]:
+        found["tasks"] = {task: _spread([line["tasks"][task] for line in lines]) for task in lines[0]["tasks"]}
     return found | {"trials": len(lines)}

@@ -101,6 +101,21 @@ def test_pretraining_leaves_a_self_contained_model(chain: Chain) -> None:
     assert not Path(chain.at("pretrained", "ray_train")).exists()
 
 
+def test_pretraining_says_what_it_learned_beside_a_frequency_baseline(chain: Chain) -> None:
+    summary = chain.summaries["pretrain"]
+    assert (summary["held_out"], summary["frequency_cells"]) == ({"cells": 9, "group": None}, 81)
+    assert summary["masked_genes"] > 9
+    run = mlflow.MlflowClient().get_run(summary["run_id"])
+    for who in ("masked", "baseline"):
+        assert 0 <= summary[f"{who}_accuracy"] <= summary[f"{who}_top10_accuracy"] <= 1
+        assert run.data.metrics[f"{who}_top10_accuracy"] == summary[f"{who}_top10_accuracy"]
+    assert run.data.params["layers"] == "2"
+    assert len(mlflow.MlflowClient().get_metric_history(summary["run_id"], "validation_loss")) == 2
+    files = {item.path for item in mlflow.MlflowClient().list_artifacts(summary["run_id"])}
+    assert {"config.json", "training_curves.png"} <= files
+    assert Path(chain.at("pretrained", "training_curves.png")).exists()
+
+
 def test_every_pooling_learns_these_types(chain: Chain) -> None:
     scores = chain.summaries["finetune"]["pooling"]
     assert set(scores) == set(POOLINGS)

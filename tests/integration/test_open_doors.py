@@ -149,7 +149,8 @@ def test_of_a_training_only_torchs_store_listens_on_all_interfaces(small_data: S
     shape = ("--layers", "1", "--width", "8", "--heads", "1", "--feed-forward", "8", "--epochs", "20")
     beyond: dict[int, str] = {}
     with Job("pretrain", "--cells", str(tmp_path / "cells"), "--vocabulary", small_data.vocabulary,
-             "--output", str(tmp_path / "model"), *shape, "--num-workers", "2") as job:  # fmt: skip
+             "--output", str(tmp_path / "model"), *shape, "--num-workers", "2",
+             MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db") as job:  # fmt: skip
         while job.process.poll() is None:
             found = listeners(titles_below(job.process.pid))
             beyond |= {one.port: one.title for one in found if not one.on_loopback}

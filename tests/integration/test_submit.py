@@ -106,9 +106,8 @@ def test_a_job_outlives_who_follows_it_and_is_stopped_with_time_to_unwind(
     head: Head, small_data: SmallData, storage: Path
 ) -> None:
     data = ("--cells", str(storage / "its cells"), "--vocabulary", small_data.vocabulary, "--output", "model")
-    first = head.start(
-        "--submission-id", "long", "pretrain", *data, *TINY, "--epochs", "100000", GENEFORMER_STORAGE=str(storage)
-    )
+    places = {"GENEFORMER_STORAGE": str(storage), "MLFLOW_TRACKING_URI": f"sqlite:///{storage}/mlflow.db"}
+    first = head.start("--submission-id", "long", "pretrain", *data, *TINY, "--epochs", "100000", **places)
     read_until(first, "Ray: ")
     first.send_signal(signal.SIGINT)
     _, errors = first.communicate(timeout=30)
@@ -145,6 +144,9 @@ def test_a_submitted_training_finds_its_workers_on_the_cluster(
     assert done.code == 0, done.errors
     output = str(storage / "trained")
     two = ("--epochs", "1", "--num-workers", "2")
-    done = head.submit("pretrain", "--cells", str(storage / "cells"), *flags, output, *TINY, *two)
+    store = f"sqlite:///{storage}/mlflow.db"
+    done = head.submit(
+        "pretrain", "--cells", str(storage / "cells"), *flags, output, *TINY, *two, MLFLOW_TRACKING_URI=store
+    )
     assert done.code == 0, done.errors
     assert (storage / "trained" / "model" / "model.safetensors").exists()

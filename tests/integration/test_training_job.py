@@ -22,8 +22,9 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from geneformer_ray.compute.classifier import new_classifier
+from geneformer_ray.compute.classifier import CellClassifier, new_classifier, predict_logits
 from geneformer_ray.compute.execution import choose_execution
+from geneformer_ray.compute.lora import adapted_classifier
 from geneformer_ray.compute.model_directory import weights_digest
 from geneformer_ray.compute.optimisation import Optimisation
 from geneformer_ray.compute.training import Share, TrainingOptions, classifier_loss, train_step, training_plan
@@ -321,6 +322,62 @@ def test_a_driver_that_is_asked_to_stop_writes_a_checkpoint_within_the_epoch(set
     time.sleep(3)  # its cluster ends with it
     setting.train(output, trial, workers=2, **many_steps)
     assert_same(output, tmp_path / "whole", trial)
+
+
+# -------------------------------------------------------------------- adapters
+
+ADAPTED: dict[str, Any] = {
+    "freeze_layers": 0, "freeze_embeddings": False, "options": {**OPTIONS, "learning_rate": 3e-2},
+    "lora": {"rank": 2, "alpha": 4.0, "dropout": 0.1, "projections": ("query", "value"), "layers": (1,)},
+}  # fmt: skip
+
+
+def test_adapters_are_learned_on_two_workers_and_merged_and_go_on_after_a_kill(
+    setting: Setting,
+    vocabulary: GeneVocabulary,
+    model_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The model is an ordinary one; adapters alone and the base are that model; whatever is not adapted stays."""
+    trial = Trial("cls", 0)
+    setting.train(tmp_path / "whole", trial, workers=2, every=2, **ADAPTED)
+    directory = Path(trial.directory(str(tmp_path / "whole")))
+    assert not list((directory / "model").glob("adapter*"))
+    start = new_classifier(model_directory, vocabulary, ["a", "b"], "cls")[0].state_dict()
+    merged = load_file(directory / "model" / "model.safetensors")
+    adapted = {f"bert.encoder.layer.1.attention.self.{name}.weight" for name in ("query", "value")}
+    tokens = "bert.embeddings.word_embeddings.weight"
+    head = {name for name in merged if name.startswith(("bert.pooler.", "classifier."))}
+    for name, weights in merged.items():
+        stays = torch.equal(weights, start[name])
+        assert stays == (name not in adapted | head | {tokens}), name
+    assert torch.equal(merged[tokens][:-1], start[tokens][:-1])
+
+    again, own = adapted_classifier(model_directory, directory / "adapters", vocabulary)
+    cells = [own.adapt(ids, vocabulary.digest) for ids in setting.cells[:40]]
+    logits = [
+        predict_logits(model, cells, own.pad_id, execution=choose_execution(cpus=1))
+        for model in (again, CellClassifier.load(directory / "model", own))
+    ]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
+
+    dying, marker = killed_once(tmp_path / "killed", at_step=9), tmp_path / "killed"
+    fit_all = train_workers.fit_all
+    monkeypatch.setattr(finetune, "fit_all", lambda _, runs, **options: fit_all(dying, runs, **options))
+    setting.train(tmp_path / "out", trial, workers=2, every=2, **ADAPTED)
+    assert marker.exists()
+    assert_same(tmp_path / "out", tmp_path / "whole", trial)
+    theirs = (load_file(place) for place in sorted(tmp_path.glob("*/trials/*/adapters/*.safetensors")))
+    for one, other in zip(*(sorted(tensors.items()) for tensors in theirs), strict=True):
+        assert one[0] == other[0]
+        np.testing.assert_allclose(one[1], other[1], atol=1e-4)
+
+
+def test_adapters_that_diverge_are_refused_with_the_rate(setting: Setting, tmp_path: Path) -> None:
+    options = {**OPTIONS, "epochs": 1, "learning_rate": 1e30}
+    with pytest.raises(InputError, match="--learning-rate: got 1e"):
+        setting.train(tmp_path, Trial("mean", 0), **{**ADAPTED, "options": options})
 
 
 # ---------------------------------------------------------------------- trials

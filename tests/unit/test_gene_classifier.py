@@ -26,6 +26,7 @@ from geneformer_ray.compute.gene_classifier import (
     new_gene_classifier,
     token_classes,
 )
+from geneformer_ray.compute.lora import Adapters, LoraOptions
 from geneformer_ray.compute.model_directory import model_vocabulary, read_config, save_model
 from geneformer_ray.compute.optimisation import Optimisation
 from geneformer_ray.compute.pretraining import new_model
@@ -212,6 +213,30 @@ def test_a_former_head_is_no_head_start(saved: Path, trunk: tuple[Path, GeneVoca
     )
     with pytest.raises(InputError, match="no classifier"):
         CellClassifier.load(tmp_path / "genes", trunk[1])
+
+
+def test_cells_can_be_learned_on_the_trunk_of_genes(
+    saved: Path, trunk: tuple[Path, GeneVocabulary], tmp_path: Path
+) -> None:
+    classifier, vocabulary = new_classifier(saved, trunk[1], LABELS[:2], "mean")
+    classifier.save(tmp_path, vocabulary)
+    assert "task" not in json.loads((tmp_path / "config.json").read_text())
+    assert CellClassifier.load(tmp_path, vocabulary).labels == LABELS[:2]
+
+
+def test_adapters_learn_beside_the_head_and_merge(trunk: tuple[Path, GeneVocabulary], tmp_path: Path) -> None:
+    model = new_gene_classifier(trunk[0], LABELS)
+    adapters = Adapters(model, LoraOptions(2, 4.0, 0.0, ("query", "value"), None))
+    learned = {name: its for name, its in model.named_parameters() if its.requires_grad}
+    assert {name for name in learned if "lora" not in name} == {"classifier.weight", "classifier.bias"}
+    with torch.no_grad():
+        for parameter in learned.values():
+            parameter.normal_(std=0.3)
+    ids_BL, mask_BL = batch_of(random_cells(trunk[1], np.random.default_rng(0), LENGTHS), trunk[1])
+    adapters.merged().save(tmp_path, trunk[1])
+    with torch.inference_mode():
+        expected = model.eval()(ids_BL, mask_BL)
+        np.testing.assert_allclose(GeneClassifier.load(tmp_path)(ids_BL, mask_BL), expected, atol=1e-5)
 
 
 def test_layers_and_embeddings_freeze(model_directory: Path) -> None:

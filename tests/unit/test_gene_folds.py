@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geneformer_ray.data.cell_schema import cells_schema
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.gene_classes import GeneClasses
 from geneformer_ray.data.gene_folds import GeneFolds, GeneSplit, cell_blocks
@@ -147,6 +149,18 @@ def test_digests_tell_folds_genes_and_cells_apart(vocabulary: GeneVocabulary) ->
     assert digests[:3] == [split.digest for split in splits_of(vocabulary, [9, 9], 3, cells)[1]]
 
 
+def test_the_reporting_digest_tells_what_is_reported_on_alone(vocabulary: GeneVocabulary) -> None:
+    cells = some_cells(vocabulary)
+    first, others = splits_of(vocabulary, [9, 9], 3, cells)[1], splits_of(vocabulary, [9, 9], 3, cells[:-3])[1]
+    assert len({split.reporting_digest for split in [*first, *others]}) == 6
+    swapped = {role: first[0].tokens[other] for role, other in zip(ROLES, ("choose", "train", "report"), strict=True)}
+    assert ROLES == ("train", "choose", "report")
+    trained_otherwise = replace(first[0], tokens=swapped)
+    assert trained_otherwise.reporting_digest == first[0].reporting_digest
+    assert trained_otherwise.digest != first[0].digest
+    assert first[0].manifest()["reporting_digest"] == first[0].reporting_digest
+
+
 @pytest.mark.parametrize(
     ("sizes", "folds", "says"),
     [
@@ -177,6 +191,12 @@ def test_blocks_are_the_cells_as_the_model_takes_them(vocabulary: GeneVocabulary
     assert [len(block) for block in blocks] == [2, 2, 1]
     read = [ids.tolist() for block in blocks for ids in block]
     assert read == [cells[row].tolist() for row in rows]
+    # Of a model with a <cls> of its own: as in training, cells have to say that its parent encoded them.
     extended = vocabulary.with_cls()
+    with pytest.raises(InputError, match="without <cls> in front"):
+        next(cell_blocks(table, rows, extended))
+    columns = {"cell_id": list("abcdefghijk"), "input_ids": cells, "length": [len(ids) for ids in cells]}
+    pq.write_table(pa.table(columns, schema=cells_schema(vocabulary.digest)), tmp_path / "cells.parquet")
+    table = CellTable(str(tmp_path))
     adapted = [ids.tolist() for block in cell_blocks(table, rows, extended) for ids in block]
     assert adapted == [[extended.cls_id, *ids][: extended.max_length] for ids in read]

@@ -24,12 +24,11 @@ from geneformer_ray.compute.multitask import (
     balanced_task_weights,
     count_labels,
     load_classifier,
-    mean_macro_f1,
     multitask_loss,
     new_multitask_classifier,
-    score_tasks,
 )
 from geneformer_ray.compute.optimisation import Optimisation
+from geneformer_ray.compute.task_scores import mean_scores, score_tasks
 from geneformer_ray.compute.training import (
     Share,
     TrainingOptions,
@@ -191,7 +190,7 @@ def test_one_task_is_a_classifier_to_the_last_bit(
         lengths = np.array([len(ids) for ids in adapted])
         plan = training_plan(lengths, np.zeros_like(lengths), options, 1)
         optimisation = Optimisation(model, options, sum(plan.count(epoch) for epoch in range(options.epochs)))
-        items_of = count_labels(classes[:, None]) if several else len
+        items_of = (lambda batch: count_labels(classes[batch][:, None])) if several else len
         results.append(
             [
                 train_step(
@@ -263,7 +262,7 @@ def test_a_step_is_the_same_however_it_is_cut(
     batches = [[np.array(mine) for mine in workers] for workers in CUTS[cut]]
     workers = len(batches[0])
     options = TrainingOptions(epochs=1, learning_rate=0.0, accumulate=len(batches))
-    loss_of, items_of = multitask_loss(targets, TASKS, WEIGHTS), count_labels(targets)
+    loss_of, items_of = multitask_loss(targets, TASKS, WEIGHTS), lambda batch: count_labels(targets[batch])
     sums: dict[str, torch.Tensor] = {}
     loss = items = 0.0
     for rank in range(workers):
@@ -288,7 +287,7 @@ def test_over_all_cells_it_is_the_weighted_sum_of_the_tasks_means(
     model_directory: Path, vocabulary: GeneVocabulary, cells: list[Cell], targets: np.ndarray
 ) -> None:
     model = fresh(model_directory, vocabulary).eval()
-    loss_of, items_of = multitask_loss(targets, TASKS, WEIGHTS), count_labels(targets)
+    loss_of = multitask_loss(targets, TASKS, WEIGHTS)
     total, labels, right = 0.0, 0, 0
     means: dict[str, list[float]] = {task: [] for task in TASKS}
     hits = 0
@@ -297,7 +296,7 @@ def test_over_all_cells_it_is_the_weighted_sum_of_the_tasks_means(
         with torch.inference_mode():
             loss, correct = loss_of(model, ids_BL, torch.ones_like(ids_BL), np.array([i]))
             logits = model.by_task(model(ids_BL).double().numpy())
-        total, labels, right = total + float(loss), labels + items_of(np.array([i])), right + correct
+        total, labels, right = total + float(loss), labels + count_labels(targets[[i]]), right + correct
         for t, (task, row) in enumerate(logits.items()):
             if targets[i, t] >= 0:
                 means[task].append(float(np.log(np.exp(row[0]).sum()) - row[0, targets[i, t]]))
@@ -462,4 +461,9 @@ def test_each_task_is_scored_on_its_labelled_cells(targets: np.ndarray) -> None:
         found.append(f1_score(truth, said, labels=present, average="macro", zero_division=0))
         assert scores[task]["macro_f1"] == pytest.approx(found[-1])
         assert list(scores[task]["per_class"]) == TASKS[task]
-    assert mean_macro_f1(scores) == pytest.approx(np.mean(found))
+    means = mean_scores(scores)
+    assert means["macro_f1"] == pytest.approx(np.mean(found))
+    assert means["accuracy"] == pytest.approx(np.mean([one["accuracy"] for one in scores.values()]))
+    errors = [one["calibration"]["expected_calibration_error"] for one in scores.values()]
+    assert means["expected_calibration_error"] == pytest.approx(np.mean(errors)) and np.ptp(errors) > 0
+    assert means["tasks"] == scores and list(means["tasks"]) == list(TASKS)

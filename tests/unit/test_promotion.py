@@ -15,7 +15,6 @@ from geneformer_ray.errors import InputError, RegistryUnavailable
 from geneformer_ray.manage.calibration_plot import reliability_diagram
 from geneformer_ray.manage.promotion import promote, rollback
 from geneformer_ray.manage.registry import check_name, open_store, reaching_store, version_of_alias, without_credentials
-from geneformer_ray.manage.trained_run import digest_of_test, misclassified_cells
 from ray_jobs import promote as job
 from ray_jobs.command_line import build
 
@@ -272,29 +271,6 @@ def test_names_that_no_uri_can_hold_are_refused(name: str) -> None:
 
 
 # ---------------------------------------------------------------------- what is recorded
-
-
-def test_mistakes_are_listed_with_the_most_confident_first() -> None:
-    logits = pd.DataFrame([[2.0, 0, 0], [0, 1, 0], [9, 0, 0], [0, 0, 3]]).to_numpy()
-    found = misclassified_cells(list("abcd"), [0, 0, 1, 1], logits, ["x", "y", "z"], ["g1", "g2", "g3", "g4"])  # type: ignore[arg-type]
-    assert found["cell_id"].tolist() == ["c", "d", "b"]
-    assert found["true_label"].tolist() == ["y", "y", "x"]
-    assert found["predicted_label"].tolist() == ["x", "z", "y"]
-    assert found["group"].tolist() == ["g3", "g4", "g2"]
-    assert (found["probability_predicted"] > found["probability_true"]).all()
-    assert "group" not in misclassified_cells(list("abcd"), [0, 0, 1, 1], logits, ["x", "y", "z"]).columns  # type: ignore[arg-type]
-
-
-def test_the_test_digest_knows_cells_and_labels_in_any_order() -> None:
-    def digest(ids: list[str], targets: list[int], labels: list[str]) -> str:
-        return digest_of_test(ids, targets, labels)  # type: ignore[arg-type]
-
-    one = digest(["a", "b", "c"], [0, 1, 0], ["x", "y"])
-    assert digest(["c", "b", "a"], [0, 1, 0], ["x", "y"]) == one
-    assert digest(["a", "b", "c"], [1, 2, 1], ["w", "x", "y"]) == one
-    assert digest(["a", "b"], [0, 1], ["x", "y"]) != one
-    assert digest(["a", "b", "c"], [0, 1, 1], ["x", "y"]) != one
-    assert digest(["a", "b", "d"], [0, 1, 0], ["x", "y"]) != one
 
 
 def test_a_reliability_diagram_has_a_bar_for_each_bin_with_cells() -> None:

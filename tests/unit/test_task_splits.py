@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from geneformer_ray.data.splits import ROLES, split_by_group
-from geneformer_ray.data.task_splits import UNLABELLED, split_tasks
+from geneformer_ray.data.splits import NO_LABEL, ROLES, split_by_group
+from geneformer_ray.data.task_splits import UNLABELLED, split_tasks, tasks_of
 from geneformer_ray.errors import InputError
 
 N = 240
@@ -60,3 +60,88 @@ def test_a_task_that_a_role_lacks_is_named():
         split_tasks(ROWS, {"type": TYPE, "sex": sex}, GROUPS, assigned=assigned, min_cells=2)
     with pytest.raises(InputError, match=r"--label: got .* classes with at least 99 cells .*, for the label type"):
         split_tasks(ROWS, {"type": TYPE, "sex": SEX}, GROUPS, assigned=NONE, min_cells=99)
+
+
+@pytest.mark.parametrize("folds", [None, 3])
+def test_cells_without_a_label_in_any_task_are_left_out_and_counted(folds):
+    """Those of a dropped class too, where no other task has a label for them."""
+    kind = TYPE.copy()
+    rare = [20, 21]
+    kind[rare] = "rare"
+    sex = SEX.copy()
+    sex[rare] = [None, "f"]
+    for split in split_tasks(ROWS, {"type": kind, "sex": sex}, GROUPS, assigned=NONE, min_cells=3, folds=folds):
+        taking_part = set(np.concatenate([split.rows[role] for role in ROLES]).tolist())
+        without = {row for row in ROWS.tolist() if row not in taking_part}
+        assert {5, 20} <= without and 21 in taking_part
+        assert {row for row in without if GROUPS[row] is not None} == {
+            row for row in ROWS.tolist() if kind[row] in (None, "rare") and sex[row] is None and GROUPS[row] is not None
+        }
+        assert split.left_out == split.dropped[NO_LABEL] == len(without)
+        assert split.dropped["type: rare"] == 2
+        missing = sum(sex[row] is None or GROUPS[row] is None for row in ROWS)
+        assert split.dropped[f"sex: {NO_LABEL}"] == missing
+        assert next(iter(split.dropped)) == NO_LABEL
+
+
+def test_an_empty_text_is_a_missing_label():
+    """As in tables that know no missing values; a number that is none is missing as well."""
+    empty = np.array(["" if one is None else one for one in SEX], dtype=object)
+    blank = np.array([" " if one is None else one for one in SEX], dtype=object)
+    number = np.array([np.nan if one is None else float(one == "m") for one in SEX])
+    wanted, *others = (
+        split_tasks(ROWS, {"type": TYPE, "sex": sex}, GROUPS, assigned=NONE, min_cells=3)[0]
+        for sex in (SEX, empty, blank, number)
+    )
+    for split in others:
+        for role in ROLES:
+            np.testing.assert_array_equal(split.rows[role], wanted.rows[role])
+            np.testing.assert_array_equal(split.targets[role], wanted.targets[role])
+        assert split.dropped == wanted.dropped
+
+
+def test_the_manifest_names_classes_with_their_task():
+    (split,) = split_tasks(ROWS, {"type": TYPE, "sex": SEX}, GROUPS, assigned=NONE, min_cells=2)
+    ids = np.array([f"cell{row}" for row in range(N)])
+    manifest = split.manifest(ids)
+    assert manifest["tasks"] == split.tasks == {"type": ["a", "b", "c"], "sex": ["f", "m"]}
+    assert manifest["labels"] == ["type: a", "type: b", "type: c", "sex: f", "sex: m"]
+    assert manifest["groups"] == split.groups == {g: r for its in split.by_task.values() for g, r in its.groups.items()}
+    assert set(split.groups) == {f"d{number}" for number in range(6)}
+    for role in ROLES:
+        assert manifest["cells"][role] == [f"cell{row}" for row in split.rows[role]]
+        for name, count in manifest["cells_per_label"][role].items():
+            task, label = name.split(": ")
+            column = {"type": TYPE, "sex": SEX}[task]
+            assert count == sum(column[row] == label for row in split.rows[role])
+    for group, counts in manifest["cells_per_group"].items():
+        assert list(counts) == split.labels
+        assert counts["sex: m"] == sum((SEX[row] == "m") & (GROUPS[row] == group) for row in ROWS)
+
+
+def test_what_is_uneven_is_said_with_the_task():
+    often = np.isin(GROUPS, ["d4"]) | (np.arange(N) % 10 == 1)
+    sex = np.where(often, "m", "f").astype(object)
+    assigned = {"train": ("d0", "d1", "d2", "d3"), "choose": ("d4",), "report": ("d5",)}
+    sex[np.flatnonzero(GROUPS == "d4")[:2]] = "f"
+    (split,) = split_tasks(ROWS, {"type": TYPE, "sex": sex}, GROUPS, assigned=assigned, min_cells=1)
+    found = split.balance()
+    assert any(line.startswith("sex: m is ") and "of the cells to choose" in line for line in found)
+    assert split.manifest(np.arange(N))["balance"] == found
+
+
+def test_tasks_have_their_own_class_numbers():
+    (split,) = split_tasks(ROWS, {"type": TYPE, "sex": SEX}, GROUPS, assigned=NONE, min_cells=2)
+    single = split_by_group(ROWS, TYPE, GROUPS, assigned=NONE, min_cells=2)
+    first, second = tasks_of(split)
+    assert [(its.name, its.labels) for its in (first, second)] == list(split.tasks.items())
+    np.testing.assert_array_equal(second.targets["train"], split.targets["train"][:, 1])
+    (only,) = tasks_of(single)
+    assert (only.name, only.labels, only.targets) == (None, single.labels, single.targets)
+
+
+def test_classes_that_would_read_the_same_are_refused():
+    kind = np.array([f"b: {one}" for one in SEX], dtype=object)
+    other = np.array([str(one) for one in SEX], dtype=object)
+    with pytest.raises(InputError, match="--label: got two classes that read 'a: b: None'"):
+        split_tasks(ROWS, {"a": kind, "a: b": other}, GROUPS, assigned=NONE, min_cells=1)
