@@ -21,7 +21,7 @@ from geneformer_ray.client_cells import CountRows
 from geneformer_ray.client_connection import Connection, ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Client", "ServiceError"]
 
 RUNS = 3  # of all cells, where the service got another model in between
+EVERY_LABEL = 2**31 - 1  # as many as there are
 
 
 class Client:
@@ -92,6 +93,9 @@ class Client:
         Writes ``obs["predicted_labels"]`` and ``obs["conf_score"]``, as celltypist does, and which model answered into
         ``uns["geneformer_ray"]``. A cell without any count has no label, and NaN as its score.
 
+        Of a model with several tasks that is the first, and each task, the first included, has columns with its name
+        behind: ``obs["predicted_labels_TASK"]`` and ``obs["conf_score_TASK"]``.
+
         Parameters
         ----------
         adata
@@ -103,7 +107,7 @@ class Client:
         key_added
             Put in front of the columns' names, with an underscore.
         probabilities
-            Also write ``obsm["class_probabilities"]``, a column a label.
+            Also write ``obsm["class_probabilities"]``, a column a label; ``class_probabilities_TASK`` likewise.
         allow_non_integer
             Accept corrected counts.
 
@@ -114,27 +118,15 @@ class Client:
         ServiceError
             If the service refuses them.
         """
-        import numpy as np
-        import pandas as pd
-
         before = f"{key_added}_" if key_added else ""
         rows = CountRows.of(adata, counts, gene_column, whole=not allow_non_integer)
-        # Two are as good as all unless all are asked for: the second one is never looked at, the first is the label.
-        labels = self.model()["labels"]
-        options = {"top": len(labels) if probabilities else 1}
-        cells, model = self._all_cells("/v1/classify", rows, options)
-        names = np.array([None] * rows.number, dtype=object)
-        score = np.full(rows.number, np.nan)
-        odds = np.full((rows.number, len(labels)), np.nan)
-        place = {label: at for at, label in enumerate(labels)}
-        for row, cell in cells.items():
-            names[row], score[row] = cell["label"], cell["probability"]
-            for item in cell["top"]:
-                odds[row, place[item["label"]]] = item["probability"]
-        adata.obs[f"{before}predicted_labels"] = pd.Categorical(names)
-        adata.obs[f"{before}conf_score"] = score
-        if probabilities:
-            adata.obsm[f"{before}class_probabilities"] = pd.DataFrame(odds, index=adata.obs_names, columns=labels)
+        options = {"top": EVERY_LABEL if probabilities else 1}
+        cells, model, served = self._all_cells("/v1/classify", rows, options, described=probabilities)
+        _write_classes(adata, before, "", cells, served["labels"] if probabilities else None)
+        for task in next(iter(cells.values()), served).get("tasks", {}):
+            answers = {row: cell["tasks"][task] for row, cell in cells.items()}
+            labels = served["tasks"][task]["labels"] if probabilities else None
+            _write_classes(adata, before, f"_{task}", answers, labels)
         _note(adata, f"{before}predicted_labels", model)
 
     def embed(
@@ -159,7 +151,7 @@ class Client:
             ``mean`` of the genes' hidden states, or ``cls``.
         """
         rows = CountRows.of(adata, counts, gene_column, whole=not allow_non_integer)
-        cells, model = self._all_cells("/v1/embed", rows, {"embedding": embedding})
+        cells, model, _ = self._all_cells("/v1/embed", rows, {"embedding": embedding})
         adata.obsm[key_added] = _vectors(cells, rows.number)
         _note(adata, key_added, {**model, "embedding": embedding})
 
@@ -201,7 +193,8 @@ class Client:
         -------
         Columns ``gene``, ``symbol`` (several joined with "+"), ``similarity``, ``shift_to_STATE``, ``change_LABEL`` (of
         its probability), ``affected_genes`` (gene -> similarity). In its ``attrs``: ``model``, ``probabilities`` of the
-        unperturbed cell, ``skipped`` events with their reasons.
+        unperturbed cell, ``skipped`` events with their reasons. Of a model with several tasks, these are the first's,
+        and there are ``change_TASK: LABEL`` for each task, and ``tasks`` with each one's ``probabilities``.
         """
         import pandas as pd
 
@@ -216,31 +209,55 @@ class Client:
         body |= {name: value for name, value in (("goal", goal), ("rank_shift", rank_shift)) if value is not None}
         answer = self._service.ask("POST", "/v1/perturb", json.dumps(body, allow_nan=False).encode())
         table = pd.DataFrame([_event(event) for event in answer["events"]])
-        table.attrs = {name: answer[name] for name in ("model", "probabilities", "skipped")}
+        table.attrs = {name: answer[name] for name in ("model", "probabilities", "skipped", "tasks") if name in answer}
         return table
 
     # ------------------------------------------------------------------ requests
 
     def _all_cells(
-        self, path: str, rows: CountRows, options: dict[str, Any]
-    ) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
-        """Ask for all cells that express something: row -> answer, and which model gave them.
+        self, path: str, rows: CountRows, options: dict[str, Any], *, described: bool = False
+    ) -> tuple[dict[int, dict[str, Any]], dict[str, Any], dict[str, Any]]:
+        """Ask for all cells that express something: row -> answer, which model gave them, and what was said to serve.
 
-        A service may get another model while it answers. Answers of two are not mixed: all are asked for again.
+        A service may get another model while it answers. Answers of two are not mixed: all are asked for again. So they
+        are where what serves must be `described`, as its labels are, and another one has answered.
         """
-        limits = self.model()["limits"]
         for _ in range(RUNS):
+            served = self.model()
+            models = [{name: served[name] for name in ("name", "version", "digest")}] if described else []
             cells: dict[int, dict[str, Any]] = {}
-            models: list[dict[str, Any]] = []
-            for places, answer in self._service.ask_each(path, rows.bodies(options, limits)):
+            for places, answer in self._service.ask_each(path, rows.bodies(options, served["limits"])):
                 cells |= dict(zip(places, answer["cells"], strict=True))
                 models.append(answer["model"])
             if all(model == models[0] for model in models):
-                return cells, models[0] if models else {}
+                return cells, models[0] if models else {}, served
         raise ServiceError(None, "model", f"another one in each of {RUNS} runs", "a service whose model stays")
 
 
 # ---------------------------------------------------------------------- answers
+
+
+def _write_classes(
+    adata: AnnData, before: str, end: str, cells: Mapping[int, Mapping[str, Any]], labels: list[str] | None
+) -> None:
+    """Write the answers of one task, between a beginning and an end of the names; with labels all probabilities too."""
+    import numpy as np
+    import pandas as pd
+
+    names = np.array([None] * adata.n_obs, dtype=object)
+    score = np.full(adata.n_obs, np.nan)
+    for row, cell in cells.items():
+        names[row], score[row] = cell["label"], cell["probability"]
+    adata.obs[f"{before}predicted_labels{end}"] = pd.Categorical(names)
+    adata.obs[f"{before}conf_score{end}"] = score
+    if labels is None:
+        return
+    place = {label: at for at, label in enumerate(labels)}
+    odds = np.full((adata.n_obs, len(labels)), np.nan)
+    for row, cell in cells.items():
+        for item in cell["top"]:
+            odds[row, place[item["label"]]] = item["probability"]
+    adata.obsm[f"{before}class_probabilities{end}"] = pd.DataFrame(odds, index=adata.obs_names, columns=labels)
 
 
 def _vectors(cells: dict[int, dict[str, Any]], number: int) -> NDArray[Any]:
@@ -260,6 +277,11 @@ def _event(event: dict[str, Any]) -> dict[str, Any]:
         "similarity": event["similarity"],
         **{f"shift_to_{state}": value for state, value in event["shifts"].items()},
         **{f"change_{label}": value for label, value in event["probability_change"].items()},
+        **{
+            f"change_{task}: {label}": value
+            for task, changes in event.get("tasks", {}).items()
+            for label, value in changes["probability_change"].items()
+        },
         "affected_genes": {item["gene"]: item["similarity"] for item in event["affected_genes"]},
     }
 

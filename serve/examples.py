@@ -35,7 +35,7 @@ class ExampleCell(BaseModel):
     """A cell that the model was tested on."""
 
     cell_id: str
-    label: str = Field(description="its annotated type, not a prediction")
+    label: str = Field(description="its annotated type, not a prediction; of several tasks its class in the first")
     input_ids: list[int] = Field(description="token ids, as every request takes them")
     genes: list[str] = Field(description="its genes as vocabulary keys, highest-ranked first")
     symbols: list[str] = Field(description="their symbols, in the same order")

@@ -63,7 +63,7 @@ class InferRequest(RequestModel):
     id: str | None = Field(None, max_length=200, description="given back with the answer")
     parameters: Parameters = None
     inputs: list[InputTensor] = Field(min_length=1, max_length=8)
-    outputs: list[RequestedOutput] | None = Field(None, max_length=8, description="by default all")
+    outputs: list[RequestedOutput] | None = Field(None, max_length=256, description="by default all")
 
 
 class OutputTensor(BaseModel):

@@ -14,24 +14,27 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
+from transformers import BertForTokenClassification
 
 from geneformer_ray.compute.cell_states import check_states, states_in_file
-from geneformer_ray.compute.classifier import CellClassifier, predict_logits
+from geneformer_ray.compute.classifier import predict_logits
 from geneformer_ray.compute.embedding import cell_embeddings
 from geneformer_ray.compute.encoder import Encoder
 from geneformer_ray.compute.execution import Execution, choose_execution
 from geneformer_ray.compute.model_directory import model_vocabulary, read_config
+from geneformer_ray.compute.multitask import MultiTaskClassifier, load_classifier
 from geneformer_ray.data import storage
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError
 from serve.cell_encoding import CellEncoder, EncodedCell
 from serve.found_model import FoundModel
 
-__all__ = ["LAYER", "CellVector", "ServedModel", "probabilities"]
+__all__ = ["LAYER", "CellVector", "ServedModel"]
 
 # What is computed of a cell in batches: logits, or its embedding.
 CellVector = Literal["logits", "mean", "cls"]
 STATES_FILE = "states.json"
+GENE_CLASSIFIER = BertForTokenClassification.__name__
 # Perturbation reads the layer before the last, as the screen does by default; states.json holds that layer's means.
 LAYER = -1
 READ = {"embedding": "mean", "layer": LAYER}
@@ -61,6 +64,8 @@ class ServedModel:
         tokens_per_batch: int = 16_384,
     ) -> None:
         config = read_config(found.directory, "model")
+        if GENE_CLASSIFIER in (config.architectures or []):
+            raise InputError("model", f"{found.directory}, a classifier of genes", "a classifier of cells")
         self.name, self.version, self.directory = found.name, found.version, found.directory
         self.digest = found.digest
         self.execution = execution or choose_execution()
@@ -71,7 +76,7 @@ class ServedModel:
         self.vocabulary: GeneVocabulary = replace(own, max_length=self.max_length)
         self.vocabulary.find("")  # makes the index of names now, not in the first request
         self.cells = CellEncoder(self.vocabulary)
-        self._classifier = CellClassifier.load(found.directory, own, "model").to(self.execution.device)
+        self._classifier = load_classifier(found.directory, own, "model").to(self.execution.device)
         # Loaded a second time: the trunk is cut off at the layer that is read.
         self._trunk: Encoder | None = None
         if config.num_hidden_layers + LAYER >= 1:
@@ -80,8 +85,18 @@ class ServedModel:
 
     @property
     def labels(self) -> list[str]:
-        """The classes, in the order of the probabilities."""
-        return list(self._classifier.labels)
+        """The classes, in the order of the probabilities; of several tasks those of the first, which come first."""
+        return next(iter(self.tasks.values()), list(self._classifier.labels))
+
+    @property
+    def tasks(self) -> dict[str, list[str]]:
+        """Task -> its classes, in the order of the probabilities; nothing for a model of one, which has no name."""
+        return self._classifier.tasks if isinstance(self._classifier, MultiTaskClassifier) else {}
+
+    @property
+    def classes(self) -> int:
+        """How many classes all tasks have together: the width of the logits."""
+        return int(self._classifier.config.num_labels)
 
     @property
     def pooling(self) -> str:
@@ -117,7 +132,7 @@ class ServedModel:
     # ------------------------------------------------------------------ answers
 
     def logits(self, sequences: Sequence[NDArray[np.integer]]) -> NDArray[np.float32]:
-        """Compute logits of encoded cells, shape (cells, labels)."""
+        """Compute logits of encoded cells, of all tasks side by side; shape (cells, classes)."""
         return predict_logits(
             self._classifier,
             sequences,
@@ -138,13 +153,17 @@ class ServedModel:
         )
 
     def classify(self, sequences: Sequence[NDArray[np.integer]]) -> NDArray[np.float32]:
-        """Compute class probabilities of encoded cells, shape (cells, labels)."""
-        return probabilities(self.logits(sequences))
+        """Compute class probabilities of encoded cells, of all tasks side by side; shape (cells, classes)."""
+        return self.probabilities(self.logits(sequences))
 
+    def probabilities(self, logits_NC: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn logits into probabilities, each task's for themselves; shape (cells, classes)."""
+        parts = list(self.by_task(logits_NC).values()) or [logits_NC]
+        return np.concatenate([softmax(part, axis=1) for part in parts], axis=1, dtype=np.float32)
 
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turn logits into probabilities, along the last axis."""
-    return np.asarray(softmax(logits, axis=-1), dtype=np.float32)
+    def by_task(self, values_NC: NDArray[np.float32]) -> dict[str, NDArray[np.floating]]:
+        """Take values of all classes apart: task -> shape (cells, its classes); nothing where there are no tasks."""
+        return self._classifier.by_task(values_NC) if isinstance(self._classifier, MultiTaskClassifier) else {}
 
 
 def _read_states(directory: Path, width: int, made_with: Mapping[str, object]) -> dict[str, NDArray[np.float32]]:

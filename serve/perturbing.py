@@ -14,7 +14,7 @@ from geneformer_ray.compute.perturbation import PerturbationPlan
 from geneformer_ray.compute.reading import Reading
 from geneformer_ray.compute.shifts import shift_cells
 from geneformer_ray.compute.token_budget import TokenBudget
-from serve.model import ServedModel, probabilities
+from serve.model import ServedModel
 from serve.request_log import note
 from serve.service import Service
 
@@ -60,11 +60,11 @@ class PerturbedCell:
     Parameters
     ----------
     before
-        Probabilities of the unperturbed cell, shape (labels,).
+        Probabilities of the unperturbed cell, of all tasks side by side; shape (classes,).
     events
         In the order asked for.
     changes_EC
-        The probabilities after each event, less those before; float32, shape (events, labels).
+        The probabilities after each event, less those before; float32, shape (events, classes).
     absent
         Genes that the cell does not express: no event was made of them.
     without_comparison
@@ -196,14 +196,14 @@ async def perturb(service: Service, work: CellPerturbation) -> PerturbedCell:
         What is asked.
     """
     tokens = service.settings.tokens_of_a_batch
-    before = probabilities(await service.vectors(work.served, [work.input_ids], "logits"))
+    before = work.served.probabilities(await service.vectors(work.served, [work.input_ids], "logits"))
     events: list[EventNumbers] = []
     changes = [np.zeros((0, before.shape[1]), dtype=np.float32)]
     for part in work.parts(tokens):
         measured = await service.run(partial(work.measure, part, tokens))
         if measured:
             after = await service.vectors(work.served, [event.input_ids for event in measured], "logits")
-            changes.append(probabilities(after) - before)
+            changes.append(work.served.probabilities(after) - before)
             events += measured
     note(events=len(events), model=work.served.name, version=work.served.version)
     return PerturbedCell(before[0], events, np.concatenate(changes), work.absent, work.without_comparison(events))

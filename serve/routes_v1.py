@@ -15,7 +15,7 @@ from geneformer_ray.errors import InputError
 from serve.answers import classified_cells, embedded_cells, model_reference, perturb_answer
 from serve.cell_encoding import EncodedCell
 from serve.errors import TooLargeError
-from serve.model import LAYER, CellVector, ServedModel, probabilities
+from serve.model import LAYER, CellVector, ServedModel
 from serve.perturbing import CellPerturbation, perturb
 from serve.request_cells import encode_cell, encode_cells
 from serve.schemas import (
@@ -35,6 +35,7 @@ from serve.screen_command import screen_command
 from serve.service import Service
 from serve.settings import ServeSettings
 from serve.strict_json import StrictJsonRoute
+from serve.task_schemas import TaskLabels
 from serve.uploads import UPLOAD_BODY, UploadRoute, Uploads
 
 __all__ = ["v1_routes"]
@@ -53,8 +54,8 @@ def v1_routes(service: Service) -> APIRouter:
     async def classified(
         served: ServedModel, cells: Sequence[EncodedCell], options: ClassifyRequest | ClassifyOptions
     ) -> ClassifyAnswer:
-        odds = probabilities(await _vectors(service, served, cells, "logits"))
-        answered = classified_cells(cells, odds, served.labels, options.top, options.return_input_ids)
+        odds = served.probabilities(await _vectors(service, served, cells, "logits"))
+        answered = classified_cells(cells, odds, served, options.top, options.return_input_ids)
         return ClassifyAnswer(cells=answered, model=model_reference(served))
 
     async def classify_file(request: Request, options: Annotated[ClassifyOptions, Query()]) -> ClassifyAnswer:
@@ -150,7 +151,7 @@ async def _vectors(
     """Compute a vector for every cell that could be encoded, shape (such cells, ...)."""
     sequences = [cell.input_ids for cell in cells if cell.reason is None]
     if not sequences:
-        return np.zeros((0, len(served.labels)), dtype=np.float32)
+        return np.zeros((0, served.classes), dtype=np.float32)
     return await service.vectors(served, sequences, what)
 
 
@@ -166,6 +167,7 @@ def _model_answer(served: ServedModel, settings: ServeSettings) -> ModelAnswer:
         embeddings=served.embeddings,
         # Events are compared in what embeddings are read from.
         perturbations=list(PERTURBATIONS) if served.embeddings else [],
+        tasks={task: TaskLabels(labels=labels) for task, labels in served.tasks.items()} or None,
         limits=Limits(max_affected_genes=MOST_AFFECTED_GENES, **settings.model_dump(include=_LIMITS)),
     )
 

@@ -27,7 +27,7 @@ from serve.inference_schemas import (
     ServerReady,
     TensorMetadata,
 )
-from serve.model import ServedModel, probabilities
+from serve.model import ServedModel
 from serve.request_cells import check_size
 from serve.schemas import ErrorAnswer
 from serve.service import Service
@@ -122,23 +122,35 @@ def _metadata(served: ServedModel) -> ModelMetadata:
         platform=PLATFORM,
         inputs=[TensorMetadata(name=INPUT, datatype=INT64, shape=[-1, -1])],
         outputs=[
-            TensorMetadata(name=PROBABILITIES, datatype=FP32, shape=[-1, len(served.labels)]),
-            TensorMetadata(name=LABEL, datatype=BYTES, shape=[-1]),
+            tensor
+            for end, labels in _endings(served).items()
+            for tensor in (
+                TensorMetadata(name=PROBABILITIES + end, datatype=FP32, shape=[-1, len(labels)]),
+                TensorMetadata(name=LABEL + end, datatype=BYTES, shape=[-1]),
+            )
         ],
     )
 
 
+def _endings(served: ServedModel) -> dict[str, list[str]]:
+    """Give how the names of outputs end, and the labels that each is about: the first task has names without ending."""
+    return {"": served.labels, **{f"_{task}": labels for task, labels in served.tasks.items()}}
+
+
 async def _infer(service: Service, served: ServedModel, body: InferRequest) -> InferAnswer:
-    asked = _asked(body)
+    asked = _asked(body, served)
     if len(body.inputs) > 1:
         raise InputError("inputs", f"{len(body.inputs)} tensors", f"one, {INPUT}")
     cells = await asyncio.to_thread(_cells, served, body.inputs[0], service.settings)
-    odds = probabilities(await service.vectors(served, [cell.input_ids for cell in cells], "logits"))
-    best = [served.labels[number] for number in odds.argmax(axis=1)]
-    outputs = [
-        OutputTensor(name=PROBABILITIES, datatype=FP32, shape=list(odds.shape), data=odds.ravel().tolist()),
-        OutputTensor(name=LABEL, datatype=BYTES, shape=[len(best)], data=best),
-    ]
+    odds_NC = served.probabilities(await service.vectors(served, [cell.input_ids for cell in cells], "logits"))
+    parts = [odds_NC[:, : len(served.labels)], *served.by_task(odds_NC).values()]
+    outputs = []
+    for (end, labels), odds in zip(_endings(served).items(), parts, strict=True):
+        best = [labels[number] for number in odds.argmax(axis=1)]
+        outputs += [
+            OutputTensor(name=PROBABILITIES + end, datatype=FP32, shape=list(odds.shape), data=odds.ravel().tolist()),
+            OutputTensor(name=LABEL + end, datatype=BYTES, shape=[len(best)], data=best),
+        ]
     return InferAnswer(
         model_name=served.name,
         model_version=None if served.version is None else str(served.version),
@@ -148,11 +160,13 @@ async def _infer(service: Service, served: ServedModel, body: InferRequest) -> I
     )
 
 
-def _asked(body: InferRequest) -> set[str]:
+def _asked(body: InferRequest, served: ServedModel) -> set[str]:
+    there = [output.name for output in _metadata(served).outputs]
     for number, output in enumerate(body.outputs or []):
-        if output.name not in (PROBABILITIES, LABEL):
-            raise InputError(f"outputs[{number}].name", repr(output.name), f"{PROBABILITIES} or {LABEL}")
-    return {output.name for output in body.outputs or []} or {PROBABILITIES, LABEL}
+        if output.name not in there:
+            takes = f"{', '.join(there[:-1])} or {there[-1]}"
+            raise InputError(f"outputs[{number}].name", repr(output.name), takes)
+    return {output.name for output in body.outputs or []} or set(there)
 
 
 def _cells(served: ServedModel, tensor: InputTensor, settings: ServeSettings) -> list[EncodedCell]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from serve.first_error import RequestModel
+from serve.task_schemas import EachTask, LabelProbability, TaskChanges, TaskClass, TaskLabels, TaskProbabilities
 
 __all__ = [
     "CELL_ID_LENGTH",
@@ -23,7 +24,6 @@ __all__ = [
     "EmbeddedCell",
     "ErrorAnswer",
     "ErrorDetail",
-    "LabelProbability",
     "Limits",
     "ListedCell",
     "ModelAnswer",
@@ -177,13 +177,6 @@ class ModelReference(BaseModel):
     digest: str = Field(description="a hash of its weights and configuration")
 
 
-class LabelProbability(BaseModel):
-    """A class and its probability."""
-
-    label: str
-    probability: float
-
-
 class _AnsweredCell(BaseModel):
     cell_id: str
     unknown_share: float = Field(
@@ -199,6 +192,7 @@ class ClassifiedCell(_AnsweredCell):
     probability: float | None
     top: list[LabelProbability] = Field(description="highest first")
     input_ids: list[int] | None = Field(None, description="its token ids, where they were asked for")
+    tasks: EachTask[TaskClass] = None
 
 
 class ClassifyAnswer(BaseModel):
@@ -244,6 +238,7 @@ class PerturbedEvent(BaseModel):
     )
     probability_change: dict[str, float] = Field(description="label -> its probability after, less that before")
     affected_genes: list[AffectedGene] = Field(description="the unperturbed genes that changed most, lowest first")
+    tasks: EachTask[TaskChanges] = None
 
 
 class SkippedEvent(BaseModel):
@@ -264,6 +259,7 @@ class PerturbAnswer(BaseModel):
     skipped: list[SkippedEvent]
     unknown_share: float
     model: ModelReference
+    tasks: EachTask[TaskProbabilities] = None
 
 
 class Limits(BaseModel):
@@ -285,7 +281,7 @@ class ModelAnswer(BaseModel):
     version: int | None
     digest: str
     pooling: str
-    labels: list[str]
+    labels: list[str] = Field(description="its classes; of several tasks those of the first")
     vocabulary_digest: str
     encodes_counts: bool = Field(description="whether cells can be given as counts; without medians only as token ids")
     max_length: int = Field(description="tokens of the longest cell, special tokens included")
@@ -293,6 +289,7 @@ class ModelAnswer(BaseModel):
     embeddings: list[str] = Field(description="kinds of cell embedding")
     perturbations: list[str]
     limits: Limits
+    tasks: EachTask[TaskLabels] = None
 
 
 class ErrorDetail(BaseModel):

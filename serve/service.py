@@ -32,7 +32,7 @@ class Service(Protocol):
     async def vectors(
         self, model: ServedModel, sequences: Sequence[NDArray[np.integer]], what: CellVector
     ) -> NDArray[np.float32]:
-        """Compute one vector a cell in batches with other requests' cells; shape (cells, labels) or (cells, width)."""
+        """Compute one vector a cell in batches with other requests' cells; shape (cells, classes) or (cells, width)."""
         ...
 
     async def run(self, work: Callable[[], ResultT]) -> ResultT:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from geneformer_ray.compute.execution import use_threads
+from geneformer_ray.data.task_splits import class_name
 from geneformer_ray.errors import InputError, RegistryUnavailable
 from serve.found_model import FoundModel, ModelSource
 from serve.model import CellVector, ServedModel
@@ -156,10 +157,15 @@ def check_candidate(candidate: ServedModel, serving: ServedModel) -> None:
     if candidate.max_length < serving.max_length:
         got = f"a model of cells of up to {candidate.max_length} tokens"
         raise InputError(field, got, f"one of at least {serving.max_length}, as the present one takes")
-    gone = sorted(set(serving.labels) - set(candidate.labels))
+    gone = sorted(_labels(serving) - _labels(candidate))
     if gone:
         logger.warning("%s has no label %s any more", field, ", ".join(gone))
     check_computes(candidate)
+
+
+def _labels(model: ServedModel) -> set[str]:
+    """Give every name that its callers may wait for: those of the first task, and each task's."""
+    return {*model.labels, *(class_name(task, label) for task, labels in model.tasks.items() for label in labels)}
 
 
 def check_computes(model: ServedModel) -> None:

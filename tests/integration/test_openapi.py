@@ -24,7 +24,7 @@ from serve.api import create_api
 from serve.keys import ApiKeys
 from serve.metrics import NoMetrics
 from serve.settings import ServeSettings
-from tests.unit.served import Direct, make_islets, serve_directory
+from tests.unit.served import Direct, make_multitask, serve_directory
 
 pytestmark = pytest.mark.integration
 
@@ -49,7 +49,7 @@ def api(
 ) -> tuple[FastAPI, Counter[tuple[str, int]]]:
     """An application that asks for a key, and how often each route gave each status."""
     directory = tmp_path_factory.mktemp("openapi") / MODEL
-    make_islets(model_directory, vocabulary, directory)
+    make_multitask(model_directory, vocabulary, directory)  # its answers have all that those of one task have, and more
     settings = ServeSettings(max_cells=4, max_genes=64, max_candidate_genes=4, max_body_bytes=65_536)
     statuses: Counter[tuple[str, int]] = Counter()
 

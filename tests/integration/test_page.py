@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +34,20 @@ from geneformer_ray.data import storage
 from geneformer_ray.data.shards import write_shard
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from tests.conftest import randomise
-from tests.unit.served import LABELS, Direct, offline_odds, serve_directory
+from tests.unit.served import (
+    LABELS,
+    TASKS,
+    Direct,
+    make_multitask,
+    offline_odds,
+    offline_odds_by_task,
+    serve_directory,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
+
+    from serve.keys import ApiKeys
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
 
@@ -66,8 +77,8 @@ class Site:
         return response.json()
 
 
-def make_model(directory: Path) -> GeneVocabulary:
-    """A classifier with symbols, states and examples."""
+def make_trunk(directory: Path) -> GeneVocabulary:
+    """A model of genes with symbols."""
     vocabulary = GeneVocabulary.from_medians(
         {gene: 1.0 + number / 7 for number, gene in enumerate(GENES)}, max_length=24, symbols=SYMBOLS
     )
@@ -75,6 +86,12 @@ def make_model(directory: Path) -> GeneVocabulary:
     trunk = new_model(vocabulary, layers=3, width=16, heads=2, feed_forward=24)
     randomise(trunk, 0.4)
     save_model(trunk, vocabulary, directory / "trunk")
+    return vocabulary
+
+
+def make_model(directory: Path) -> GeneVocabulary:
+    """A classifier with symbols, states and examples."""
+    vocabulary = make_trunk(directory)
     classifier, own = new_classifier(directory / "trunk", vocabulary, LABELS, "cls")
     with torch.no_grad():
         classifier.classifier.weight.normal_(std=2.0)
@@ -430,13 +447,13 @@ def test_it_fits_small_screens(page: Page, width: int) -> None:
         assert box is not None and 0 <= box["x"] and box["x"] + box["width"] <= width
 
 
-def test_a_key_is_asked_for_and_kept_in_memory_only(site: Site, browser: Browser) -> None:
+@contextmanager
+def without_ray(directory: Path, keys: ApiKeys | None = None) -> Iterator[str]:
+    """Serve a model in this process."""
     from serve.api import create_api
-    from serve.keys import ApiKeys
     from serve.settings import ServeSettings
 
-    service = Direct(serve_directory(site.directory), ServeSettings.read({"model": str(site.directory)}))
-    api = create_api(service, keys=ApiKeys(KEY))
+    api = create_api(Direct(serve_directory(directory), ServeSettings.read({"model": str(directory)})), keys=keys)
     server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="error", ws="none", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -445,7 +462,16 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(site: Site, browser: Browser
         while not server.started:
             assert thread.is_alive() and time.monotonic() < deadline
             time.sleep(0.01)
-        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_key_is_asked_for_and_kept_in_memory_only(site: Site, browser: Browser) -> None:
+    from serve.keys import ApiKeys
+
+    with without_ray(site.directory, ApiKeys(KEY)) as url:
         # It is refused without the key; and this service has no ranking.
         for page in watched(browser, url, expected="Failed to load resource"):
             page.locator("#model-error .error").wait_for()
@@ -457,6 +483,111 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(site: Site, browser: Browser
             classify_example(page, 0)
             kept = page.evaluate("[localStorage.length, sessionStorage.length, document.cookie, location.href]")
             assert kept == [0, 0, "", f"{url}/"]
-    finally:
-        server.should_exit = True
-        thread.join()
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A model of several tasks, and cells whose classes differ."""
+    folder = tmp_path_factory.mktemp("several")
+    vocabulary = make_multitask(folder / "trunk", make_trunk(folder), folder / "islets", "first_gene")
+    counts = np.random.default_rng(5).poisson(0.4, size=(30, 40)).astype(np.float32)
+    counts[7] = 0
+    obs = pd.DataFrame(index=[f"cell_{number}" for number in range(30)])
+    adata = anndata.AnnData(sparse.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=GENES))
+    adata.write_h5ad(folder / "cells.h5ad")
+    with without_ray(folder / "islets") as url:
+        yield Site(url, folder / "islets", vocabulary, folder / "cells.h5ad")
+
+
+def headings_of(table: Locator) -> list[str]:
+    return table.locator("thead th").all_inner_texts()
+
+
+def test_every_task_of_an_example_is_shown(several: Site, browser: Browser) -> None:
+    stored = several.ask("/v1/examples")["cells"][1]
+    odds = offline_odds_by_task(several.directory, several.vocabulary, [np.array(stored["input_ids"])])
+    for page in watched(browser, several.url, expected="status of 404"):  # it has no ranking
+        page.locator("#model dl").wait_for()
+        model = page.locator("#model").inner_text()
+        assert classify_example(page, 1) == "beta: example beta"
+        tables, said = page.locator("#cell table").all(), page.locator("#types-status").inner_text()
+        assert len(tables) == len(TASKS)
+        for (task, labels), table in zip(TASKS.items(), tables, strict=True):
+            order = np.argsort(-odds[task][0])
+            assert ", ".join(labels) in model and f"Task {task}" in model
+            assert headings_of(table)[0] == task
+            assert [row[0] for row in rows_of(table)] == [labels[number] for number in order]
+            np.testing.assert_allclose([shown(row[2]) for row in rows_of(table)], odds[task][0][order], atol=6e-4)
+            assert f"{task}: {labels[order[0]]}, probability" in said
+            assert f"{task}: {labels[order[0]]}, probability" in page.locator("#perturb-cell").inner_text()
+
+        page.locator("#gene-top").click()
+        page.locator("#goal").select_option("sex: male")
+        page.get_by_role("button", name="Perturb", exact=True).click()
+        page.locator("#perturb-result table").first.wait_for()
+        body = {"cell": {"input_ids": stored["input_ids"]}, "genes": stored["genes"], "goal": "sex: male"}
+        events = several.ask("/v1/perturb", body)["events"]
+        ranking = page.locator("#perturb-result table").first
+        headings, rows = headings_of(ranking), rows_of(ranking)
+        assert [row[0] for row in rows] == ["+".join(event["symbols"]) for event in events]
+        towards = [event["shifts"]["sex: male"] for event in events]
+        np.testing.assert_allclose([shown(row[2]) for row in rows], towards, atol=6e-6)
+        for task, labels in TASKS.items():
+            best = labels[odds[task][0].argmax()]
+            changes = [event["tasks"][task]["probability_change"][best] for event in events]
+            at = headings.index(f"Change of p({task}: {best})")
+            np.testing.assert_allclose([shown(row[at]) for row in rows], changes, atol=6e-5)
+        assert headings[2] == "Shift to sex: male" and "Change of p(sex: male)" in headings
+        detail = page.locator("#perturb-result details").first.locator("table").all()
+        assert [headings_of(table)[0] for table in detail] == [*TASKS, "Gene"]
+        for (task, labels), table in zip(TASKS.items(), detail[:-1], strict=True):
+            changed = {row[0]: [shown(row[3]), shown(row[4])] for row in rows_of(table)}
+            change, shifts = events[0]["tasks"][task]["probability_change"], events[0]["shifts"]
+            expected = {label: [change[label], shifts[f"{task}: {label}"]] for label in labels}
+            assert changed.keys() == expected.keys()
+            np.testing.assert_allclose([changed[label] for label in labels], list(expected.values()), atol=6e-5)
+
+        page.set_viewport_size({"width": 380, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 380
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate(LOW_CONTRAST) == []
+
+
+def test_every_task_of_a_file_is_shown_and_downloaded(several: Site, browser: Browser, tmp_path: Path) -> None:
+    cells = httpx.post(
+        f"{several.url}/v1/classify?top=9", content=several.cells.read_bytes(), timeout=60,
+        headers={"Content-Type": "application/x-hdf5"},
+    ).json()["cells"]  # fmt: skip
+    answered = [cell for cell in cells if not cell["reason"]]
+    for page in watched(browser, several.url, expected="status of 404"):
+        page.locator("#gene-note").filter(has_text="up to").wait_for()
+        page.locator("#file").set_input_files(several.cells)
+        page.locator("#csv").wait_for()
+        with page.expect_download() as download:
+            page.locator("#csv").click()
+        download.value.save_as(tmp_path / "cell_types.csv")
+        *summaries, first = page.locator("#types-result table").all()[: len(TASKS) + 1]
+        assert headings_of(first)[1:-2] == [part for task in TASKS for part in (task, "Probability")]
+        for number, (task, summary) in enumerate(zip(TASKS, summaries, strict=True)):
+            counted = {row[0]: int(row[1]) for row in rows_of(summary)}
+            labels = pd.Series([cell["tasks"][task]["label"] for cell in answered])
+            assert counted == labels.value_counts().to_dict() and len(counted) > 1
+            column = [row[1 + 2 * number] for row in rows_of(first)]
+            assert [text for at, text in enumerate(column) if at != 7] == [
+                cell["tasks"][task]["label"] for at, cell in enumerate(cells[:25]) if at != 7
+            ]
+        assert "1 without an answer" in page.locator("#types-status").inner_text()
+    with (tmp_path / "cell_types.csv").open(newline="") as file:
+        saved = list(csv.DictReader(file))
+    assert saved[7]["reason"] and not saved[7]["predicted_label_sex"]
+    for row, cell in zip((row for row in saved if not row["reason"]), answered, strict=True):
+        assert row["predicted_label"] == cell["label"]
+        for task in TASKS:
+            said = cell["tasks"][task]
+            assert (row[f"predicted_label_{task}"], float(row[f"conf_score_{task}"])) == (
+                said["label"], said["probability"],
+            )  # fmt: skip
+            assert {name["label"]: float(row[f"p_{task}: {name['label']}"]) for name in said["top"]} == {
+                name["label"]: name["probability"] for name in said["top"]
+            }

@@ -31,17 +31,19 @@ from geneformer_ray.manage.runs import register
 from serve.found_model import find_served_model
 from serve.model import ServedModel
 from tests.integration.processes import titles_below
+from tests.unit.served import make_multitask
 
 pytestmark = pytest.mark.integration
 
 LABELS = ["alpha", "beta", "delta", "ductal"]
 EXECUTION = choose_execution(cpus=1)
 NAME, CLIENTS = "islets", 32
+SEVERAL = 3  # the version of several tasks, whose first has the labels of the others
 
 
 @dataclass(frozen=True)
 class Service:
-    """A running service of a registered model with two versions, and both of them offline."""
+    """A running service of a registered model, and its versions offline: two of one task, and one of several."""
 
     url: str
     vocabulary: GeneVocabulary
@@ -80,13 +82,16 @@ def service(
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name("geneformer-ray").experiment_id
         versions, trunks = {}, {}
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            classifier, own = new_classifier(model_directory, vocabulary, LABELS, "mean")
-            with torch.no_grad():
-                classifier.classifier.weight.normal_(std=2.0)
+        for seed in (1, 2, 3):
             directory = folder / f"model{seed}"
-            classifier.save(directory, own)
+            if seed == SEVERAL:
+                make_multitask(model_directory, vocabulary, directory)
+            else:
+                torch.manual_seed(seed)
+                classifier, own = new_classifier(model_directory, vocabulary, LABELS, "mean")
+                with torch.no_grad():
+                    classifier.classifier.weight.normal_(std=2.0)
+                classifier.save(directory, own)
             run = client.create_run(experiment).info.run_id
             tags = {WEIGHTS_TAG: weights_digest(directory)}
             number = register(run, f"digest{seed}", directory, NAME, tags, [[2, 3]]).version
@@ -154,8 +159,13 @@ async def classify(client: httpx.AsyncClient, service: Service, rng: np.random.G
     if response.status_code != 200:
         return response, ""
     answer = response.json()
-    offline = service.versions[answer["model"]["version"]].classify(cells)
-    for number, (cell, odds) in enumerate(zip(answer["cells"], offline, strict=True)):
+    model = service.versions[answer["model"]["version"]]
+    offline = model.classify(cells)
+    for task, shares in model.by_task(offline).items():
+        said = [cell["tasks"][task]["probability"] for cell in answer["cells"]]
+        if problem := _far(said, shares.max(axis=1)):
+            return response, f"classify {task} {problem}"
+    for number, (cell, odds) in enumerate(zip(answer["cells"], offline[:, : len(LABELS)], strict=True)):
         order = np.argsort(-odds)[:top]
         if cell["cell_id"] != f"c{number}" or [one["label"] for one in cell["top"]] != [LABELS[i] for i in order]:
             return response, f"classify: {cell} for {odds}"
@@ -239,24 +249,33 @@ def test_every_client_gets_its_own_answers(service: Service) -> None:
     assert tally.statuses[200] >= 2 * CLIENTS
 
 
+def test_clients_of_one_task_do_not_notice_several(service: Service) -> None:
+    tally = asyncio.run(while_it_moves(service, [SEVERAL, 1, SEVERAL, 1]))
+    assert tally.wrong == []
+    assert set(tally.statuses) == {200}
+    assert min(tally.versions[1], tally.versions[SEVERAL]) > 5
+
+
+async def while_it_moves(service: Service, champions: list[int]) -> Tally:
+    """Classify and embed from several clients while one version after the other becomes the champion."""
+    done = False
+
+    async def move() -> None:
+        nonlocal done
+        for champion in champions:
+            await asyncio.to_thread(service.make_champion, champion)
+            await asyncio.sleep(1)
+        done = True
+
+    mover = asyncio.create_task(move())
+    tally = await load(service, [classify, embed], 16, lambda: done)
+    await mover
+    return tally
+
+
 @pytest.mark.slow
 def test_the_alias_moves_back_and_forth_and_nobody_notices(service: Service) -> None:
-    async def ask() -> Tally:
-        done = False
-
-        async def move() -> None:
-            nonlocal done
-            for turn in range(6):
-                await asyncio.to_thread(service.make_champion, 2 - turn % 2)
-                await asyncio.sleep(1)
-            done = True
-
-        mover = asyncio.create_task(move())
-        tally = await load(service, [classify, embed], 16, lambda: done)
-        await mover
-        return tally
-
-    tally = asyncio.run(ask())
+    tally = asyncio.run(while_it_moves(service, [2, 1, 2, 1, 2, 1]))
     assert tally.wrong == []
     assert set(tally.statuses) == {200}
     assert min(tally.versions[1], tally.versions[2]) > 10

@@ -17,6 +17,7 @@ from scipy.special import softmax
 
 from geneformer_ray.compute.classifier import CellClassifier, new_classifier, predict_logits
 from geneformer_ray.compute.execution import choose_execution
+from geneformer_ray.compute.multitask import MultiTaskClassifier, new_multitask_classifier
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from serve.api import create_api
 from serve.found_model import find_served_model
@@ -26,16 +27,20 @@ from serve.settings import ServeSettings
 __all__ = [
     "EXECUTION",
     "LABELS",
+    "TASKS",
     "Direct",
     "ask",
     "make_classifier",
     "make_islets",
+    "make_multitask",
     "offline_odds",
+    "offline_odds_by_task",
     "serve_directory",
     "some_counts",
 ]
 
 LABELS = ["alpha", "beta", "delta", "ductal"]
+TASKS = {"type": LABELS, "sex": ["female", "male"], "stage": ["adult", "child", "foetal"]}
 EXECUTION = choose_execution(cpus=1)
 
 
@@ -57,6 +62,32 @@ def make_islets(trunk: Path, vocabulary: GeneVocabulary, directory: Path, poolin
     return own
 
 
+def make_multitask(trunk: Path, vocabulary: GeneVocabulary, directory: Path, pooling: str = "mean") -> GeneVocabulary:
+    """Save a classifier of several tasks, with states and examples as training writes them."""
+    torch.manual_seed(1)
+    rng = np.random.default_rng(3)
+    model, own = new_multitask_classifier(trunk, vocabulary, TASKS, pooling)
+    front = [] if own.cls_id is None else [own.cls_id]
+    genes = [own.tokens[gene] for gene in own.genes]
+    cells = [np.array([*front, *rng.permutation(genes)[:12]]) for _ in range(40)]
+    with torch.no_grad():
+        for head in model.classifier:
+            head.weight.normal_(std=20.0)
+        # What all cells have in common is taken off, so that each task has cells of several classes.
+        common = torch.from_numpy(predict_logits(model, cells, own.pad_id, execution=EXECUTION).mean(axis=0))
+        for head, part in zip(model.classifier, common.split([len(labels) for labels in TASKS.values()]), strict=True):
+            head.bias -= part
+    model.save(directory, own)
+    states = {f"{task}: {label}": rng.normal(size=16).round(4).tolist() for task in TASKS for label in TASKS[task]}
+    (directory / "states.json").write_text(json.dumps(states))
+    examples = [
+        {"cell_id": f"example {label}", "label": label, "input_ids": ids.tolist()}
+        for label, ids in zip(LABELS, cells, strict=False)
+    ]
+    (directory / "examples.json").write_text(json.dumps(examples))
+    return own
+
+
 def serve_directory(directory: Path) -> ServedModel:
     """Open a model as a service does."""
     return ServedModel(find_served_model(str(directory)), execution=EXECUTION)
@@ -72,6 +103,16 @@ def offline_odds(directory: Path, vocabulary: GeneVocabulary, sequences: Sequenc
     """Classify encoded cells with the library alone."""
     model = CellClassifier.load(directory, vocabulary)
     return softmax(predict_logits(model, list(sequences), vocabulary.pad_id, execution=EXECUTION), axis=1)
+
+
+def offline_odds_by_task(
+    directory: Path, vocabulary: GeneVocabulary, sequences: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Classify encoded cells with the library alone: task -> shape (cells, its classes)."""
+    model = MultiTaskClassifier.load(directory, vocabulary)
+    logits = predict_logits(model, list(sequences), vocabulary.pad_id, execution=EXECUTION)
+    ends = np.cumsum([len(labels) for labels in TASKS.values()])
+    return {task: softmax(part, axis=1) for task, part in zip(TASKS, np.split(logits, ends[:-1], axis=1), strict=True)}
 
 
 class Direct:

@@ -28,7 +28,16 @@ from serve.api import create_api
 from serve.keys import ApiKeys
 from serve.model import ServedModel
 from serve.settings import ServeSettings
-from tests.unit.served import LABELS, Direct, make_islets, offline_odds, serve_directory
+from tests.unit.served import (
+    LABELS,
+    TASKS,
+    Direct,
+    make_islets,
+    make_multitask,
+    offline_odds,
+    offline_odds_by_task,
+    serve_directory,
+)
 
 KEY = "a-key-that-is-long-enough"
 CELLS = 23
@@ -291,3 +300,84 @@ def test_answers_of_two_models_are_not_mixed(service: Direct, adata: anndata.Ann
         pytest.raises(ServiceError, match="a service whose model stays"),
     ):
         client.classify(adata)
+
+
+# ---------------------------------------------------------------------- several tasks
+
+
+@pytest.fixture(scope="module")
+def several(model_directory: Path, vocabulary: GeneVocabulary, tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    directory = tmp_path_factory.mktemp("several") / "islets"
+    make_multitask(model_directory, vocabulary, directory)
+    return serve_directory(directory)
+
+
+def columns(adata: anndata.AnnData) -> list[str]:
+    return [*adata.obs.columns, *adata.obsm]
+
+
+def test_every_task_has_its_columns(
+    service: Direct, several: ServedModel, adata: anndata.AnnData, vocabulary: GeneVocabulary, tmp_path: Path
+) -> None:
+    cells = sequences(adata, several, vocabulary)
+    odds = offline_odds_by_task(several.directory, several.vocabulary, cells)
+    answered = np.arange(CELLS) != EMPTY
+    with serving(create_api(Direct(several, service.settings))) as url, Client(url) as client:
+        client.classify(adata, probabilities=True, key_added="remote")
+        plain = adata[:3].copy()
+        client.classify(plain, key_added="plain")
+        nothing = adata[[EMPTY]].copy()
+        client.classify(nothing, key_added="nothing")
+        expressed = [name for name in adata.var_names[adata.X[3].toarray()[0] > 0] if name.startswith("GENE")][:2]
+        table = client.perturb(adata, "cell3", expressed, goal="sex: male")
+    for end, task in (("", "type"), *((f"_{task}", task) for task in TASKS)):
+        got = adata.obsm[f"remote_class_probabilities{end}"]
+        assert list(got.columns) == TASKS[task]
+        np.testing.assert_allclose(got.to_numpy()[answered], odds[task], atol=1e-5)
+        labels = adata.obs[f"remote_predicted_labels{end}"]
+        assert labels[answered].tolist() == np.array(TASKS[task])[odds[task].argmax(axis=1)].tolist()
+        score = adata.obs[f"remote_conf_score{end}"]
+        np.testing.assert_allclose(score[answered], odds[task].max(axis=1), atol=1e-5)
+        assert labels.isna().tolist() == score.isna().tolist() == (~answered).tolist()
+        assert plain.obs[f"plain_predicted_labels{end}"].tolist() == labels[:3].tolist()
+        assert nothing.obs[f"nothing_predicted_labels{end}"].isna().all()
+    assert adata.uns["geneformer_ray"]["remote_predicted_labels"]["digest"] == several.digest
+    adata.write_h5ad(tmp_path / "answered.h5ad")
+    assert table["shift_to_sex: male"].is_monotonic_decreasing
+    changes = [f"change_{task}: {label}" for task in TASKS for label in TASKS[task]]
+    assert set(table.columns) >= {*changes, *(f"change_{label}" for label in LABELS)}
+    np.testing.assert_array_equal(table["change_type: beta"], table["change_beta"])
+    np.testing.assert_allclose(table["change_sex: male"] + table["change_sex: female"], 0, atol=1e-6)
+    assert {task: list(said["probabilities"]) for task, said in table.attrs["tasks"].items()} == TASKS
+
+
+def test_one_task_has_the_columns_that_it_always_had(url: str, adata: anndata.AnnData) -> None:
+    with Client(url) as client:
+        client.classify(adata, probabilities=True)
+        expressed = [name for name in adata.var_names[adata.X[3].toarray()[0] > 0] if name.startswith("GENE")][:2]
+        table = client.perturb(adata, "cell3", expressed)
+    assert columns(adata) == ["predicted_labels", "conf_score", "class_probabilities"]
+    shifts, changes = (f"shift_to_{state}" for state in ("alpha", "beta")), (f"change_{label}" for label in LABELS)
+    assert list(table.columns) == ["gene", "symbol", "similarity", *shifts, *changes, "affected_genes"]
+    assert list(table.attrs) == ["model", "probabilities", "skipped"]
+
+
+def test_labels_are_those_of_the_model_that_answered(
+    service: Direct, several: ServedModel, adata: anndata.AnnData
+) -> None:
+    """The model is replaced between being asked what it is and answering, there and back."""
+    for probabilities in (False, True):
+        replaced = Direct(service.model, service.settings)
+
+        def swap(number: int, _: bytes, replaced: Direct = replaced) -> None:
+            replaced.model = several if number == 0 else replaced.model
+
+        with serving(before(replaced, swap)) as url, Client(url, requests_at_once=1) as client:
+            client.classify(adata, probabilities=probabilities)
+            assert adata.obs["predicted_labels_sex"].cat.categories.isin(TASKS["sex"]).all()
+            assert adata.uns["geneformer_ray"]["predicted_labels"]["digest"] == several.digest
+            replaced.model = service.model
+            again = anndata.AnnData(adata.X, var=adata.var)
+            client.classify(again, probabilities=probabilities)
+            assert "predicted_labels_sex" not in again.obs
+    assert list(adata.obsm["class_probabilities_sex"].columns) == TASKS["sex"]

@@ -17,7 +17,9 @@ import torch
 
 from geneformer_ray.compute.classifier import new_classifier
 from geneformer_ray.compute.execution import choose_execution
+from geneformer_ray.compute.gene_classifier import new_gene_classifier
 from geneformer_ray.compute.model_directory import weights_digest
+from geneformer_ray.compute.multitask import new_multitask_classifier
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.errors import InputError, RegistryUnavailable
 from geneformer_ray.manage.registry import WEIGHTS_TAG, open_store
@@ -25,7 +27,9 @@ from geneformer_ray.manage.runs import register
 from serve.found_model import ModelSource
 from serve.model import ServedModel
 from serve.model_cache import ModelCache
+from serve.settings import ServeSettings
 from serve.watcher import TRY_AGAIN_SECONDS, ModelWatcher, first_model
+from tests.unit.served import Direct, ask
 
 EXECUTION = choose_execution(cpus=1)
 LABELS = ["alpha", "beta", "delta"]
@@ -43,6 +47,13 @@ class Lab:
     def train(self, seed: int, labels: list[str] = LABELS) -> Path:
         torch.manual_seed(seed)
         classifier, own = new_classifier(self.trunk, self.vocabulary, labels, "mean")
+        directory = self.folder / f"model{seed}"
+        classifier.save(directory, own)
+        return directory
+
+    def train_tasks(self, seed: int, tasks: dict[str, list[str]]) -> Path:
+        torch.manual_seed(seed)
+        classifier, own = new_multitask_classifier(self.trunk, self.vocabulary, tasks, "mean")
         directory = self.folder / f"model{seed}"
         classifier.save(directory, own)
         return directory
@@ -128,6 +139,61 @@ def test_the_alias_is_followed_there_and_back(lab: Lab) -> None:
     cell = [np.array([5, 6, 7])]
     np.testing.assert_array_equal(replica.model.logits(cell), old.logits(cell))
     assert replica.refused == 0
+
+
+TASKS = {"type": LABELS, "sex": ["female", "male"]}
+CELLS = {"cells": [{"input_ids": [5, 6, 7]}, {"input_ids": [9, 4]}], "top": 2}
+
+
+def classified(replica: Replica) -> list[dict[str, Any]]:
+    """Classify through the routes; give what clients of one-task models read, which every answer must have."""
+    answer = ask(Direct(replica.model, ServeSettings()), "POST", "/v1/classify", json=CELLS)
+    assert answer.status_code == 200, answer.text
+    content = answer.json()
+    assert content["model"]["version"] == replica.model.version
+    for cell in content["cells"]:
+        assert cell["label"] in LABELS and cell["top"][0] == {name: cell[name] for name in ("label", "probability")}
+    cells: list[dict[str, Any]] = content["cells"]
+    return cells
+
+
+def test_one_task_becomes_several_and_goes_back(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = lab.register(lab.train(1)), lab.register(lab.train_tasks(2, TASKS))
+    lab.champion(first)
+    replica = Replica(lab.source())
+    before = classified(replica)
+    lab.champion(second)
+    assert replica.look() == second
+    during = classified(replica)
+    assert [list(cell["tasks"]) for cell in during] == [["type", "sex"]] * 2
+    assert "has no label" not in caplog.text  # nothing is lost that somebody may wait for
+    lab.champion(first)
+    assert replica.look() == first
+    assert classified(replica) == before
+    assert not any("tasks" in cell for cell in before)
+    assert f"version {first} has no label sex: female, sex: male" in caplog.text
+    assert replica.refused == 0
+    # Without the registry a start finds the one of several tasks as it finds any.
+    lab.champion(second)
+    assert Replica(lab.source()).model.tasks == TASKS
+    lab.away()
+    assert Replica(lab.source()).model.tasks == TASKS
+
+
+def test_a_champion_that_classifies_genes_is_refused_in_one_line(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    first, genes = lab.register(lab.train(1)), lab.folder / "genes"
+    new_gene_classifier(lab.trunk, ["sensitive", "insensitive"]).save(genes, lab.vocabulary)
+    second = lab.register(genes)
+    lab.champion(first)
+    replica = Replica(lab.source())
+    lab.champion(second)
+    assert replica.look() == first
+    assert replica.refused == 1
+    (line,) = [record.getMessage() for record in caplog.records if "is refused" in record.getMessage()]
+    assert line.startswith(f"version {second} is refused, version {first} serves on: InputError: model: got ")
+    assert line.endswith("a classifier of genes; takes a classifier of cells") and "\n" not in line
+    assert Replica(lab.source()).model.version == first  # also where a replica starts with it
+    assert classified(replica)
 
 
 def _truncate(directory: Path) -> None:

@@ -4,6 +4,7 @@ import { examples, model, useKey } from "./service.js";
 import { el, plural, showError } from "./elements.js";
 import { perturbationSection } from "./perturbation.js";
 import { rankingSection } from "./ranking.js";
+import { ofEachTask } from "./tasks.js";
 import { typesSection } from "./types.js";
 
 const place = (id) => document.getElementById(id);
@@ -34,16 +35,16 @@ async function start() {
 }
 
 function showModel(found) {
-  const facts = {
-    Model: found.name,
-    Version: found.version ?? "not registered",
-    Digest: found.digest,
-    Pooling: found.pooling.replaceAll("_", " "),
-    Types: `${found.labels.length}: ${found.labels.join(", ")}`,
-    "Longest cell": plural(found.max_length, "token"),
-  };
+  const facts = [
+    ["Model", found.name],
+    ["Version", found.version ?? "not registered"],
+    ["Digest", found.digest],
+    ["Pooling", found.pooling.replaceAll("_", " ")],
+    ...ofEachTask(found).map(([task, { labels }]) => [task ? `Task ${task}` : "Types", `${labels.length}: ${labels.join(", ")}`]),
+    ["Longest cell", plural(found.max_length, "token")],
+  ];
   place("model").replaceChildren(
-    el("dl", { class: "facts" }, Object.entries(facts).map(([name, fact]) =>
+    el("dl", { class: "facts" }, facts.map(([name, fact]) =>
       el("div", {}, el("dt", {}, name), el("dd", {}, String(fact))))),
   );
   place("file-note").textContent = found.encodes_counts

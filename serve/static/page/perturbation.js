@@ -2,6 +2,7 @@
 
 import { genes as allGenes, perturb } from "./service.js";
 import { answeredBy, el, number, percent, plural, shareBar, showError, signedBar, table } from "./elements.js";
+import { classOf, ofEachTask, saidOf, stateOf } from "./tasks.js";
 
 const AFFECTED_GENES = 10;
 const GENES_AT_ONCE = 20;
@@ -36,7 +37,7 @@ export function perturbationSection(session) {
       form.textContent = "The model has one layer only: perturbations are compared in the layer before the last.";
       return;
     }
-    form.textContent = `Cell ${next.cell_id}: ${next.label}, probability ${percent(next.probability)}.`;
+    form.textContent = `Cell ${next.cell_id}: ${saidOf(next)}.`;
     try {
       const genes = await genesOf(next);
       if (cell !== next) return; // another one was chosen meanwhile
@@ -166,21 +167,29 @@ function said({ events, skipped, goal }) {
 }
 
 function results(found, together) {
-  const { events, skipped, probabilities, goal } = found;
-  const label = Object.entries(probabilities).sort(([, a], [, b]) => b - a)[0][0];
-  const changes = events.flatMap((event) => Object.values(event.probability_change).map(Math.abs));
+  const { events, skipped, goal } = found;
+  const tasks = ofEachTask(found).map(([task, { probabilities }]) => ({
+    task, before: probabilities, label: Object.entries(probabilities).sort(([, a], [, b]) => b - a)[0][0],
+  }));
+  const changes = events.flatMap((event) =>
+    ofEachTask(event).flatMap(([, { probability_change: change }]) => Object.values(change).map(Math.abs)));
   const largest = { moved: Math.max(...events.map(moved), 0), shift: largestShift(events), change: Math.max(...changes, 0) };
   // Towards the goal and away from what it is; all other states stand with each event.
-  const states = [...new Set([goal, label])].filter((state) => state && events.some(({ shifts }) => state in shifts));
-  const labels = [...new Set([label, goal])].filter((state) => state in probabilities);
+  const known = Object.keys(events[0]?.shifts ?? {});
+  const states = [...new Set([goal, ...tasks.map(({ task, label }) => stateOf(task, label, known))])].filter(Boolean);
+  const classes = tasks.flatMap(({ task, before, label }) => {
+    const aim = Object.keys(before).find((other) => goal && stateOf(task, other, known) === goal);
+    return [...new Set([label, aim])].filter(Boolean).map((of) => ({ task, of }));
+  });
   const rows = events.map((event) => [
     named(event),
     [shareBar(largest.moved ? moved(event) / largest.moved : 0), number(moved(event), { digits: 5 })],
     ...states.map((state) => signed(event.shifts[state], largest.shift, 5)),
-    ...labels.map((of) => signed(event.probability_change[of], largest.change, 4)),
+    ...classes.map(({ task, of }) => signed(changeOf(event, task)[of], largest.change, 4)),
   ]);
   const columns = [
-    "Gene", "Moved (1 − cosine)", ...states.map((state) => `Shift to ${state}`), ...labels.map((of) => `Change of p(${of})`),
+    "Gene", "Moved (1 − cosine)", ...states.map((state) => `Shift to ${state}`),
+    ...classes.map(({ task, of }) => `Change of p(${classOf(task, of)})`),
   ];
   const how = together ? "all genes at once" : "one gene at a time";
   const what = `To ${found.perturbation} ${how} in cell ${found.cell_id}`;
@@ -189,8 +198,8 @@ function results(found, together) {
     skipped.length
       ? table("Skipped", ["Gene", "Why"], skipped.map(({ genes, reason }) => [genes.join(" + "), reason]))
       : null,
-    events.length ? el("h3", {}, "Each event: all types, and the genes it affects most") : null,
-    ...events.map((event, at) => detail(event, probabilities, largest, at === 0)),
+    events.length ? el("h3", {}, `Each event: all ${tasks.length > 1 ? "tasks" : "types"}, and the genes it affects most`) : null,
+    ...events.map((event, at) => detail(event, tasks, largest, at === 0)),
     answeredBy(found.model),
   ].filter(Boolean);
 }
@@ -199,19 +208,34 @@ const moved = (event) => 1 - event.similarity;
 const largestShift = (events) => Math.max(...events.flatMap(({ shifts }) => Object.values(shifts).map(Math.abs)), 0);
 const signed = (value, largest, digits) => [signedBar(value, largest), number(value, { digits, sign: true })];
 
-function detail(event, before, largest, open) {
-  const name = named(event);
-  const change = event.probability_change;
+const changeOf = (event, task) => (task ? event.tasks[task] : event).probability_change;
+
+function probabilityTable(event, { task, before }, largest) {
   const states = Object.keys(event.shifts);
-  const all = [...new Set([...Object.keys(before), ...states])];
-  const rows = all.sort((a, b) => Math.abs(change[b] ?? 0) - Math.abs(change[a] ?? 0)).map((of) => [
+  const change = changeOf(event, task);
+  const rows = Object.keys(before).sort((a, b) => Math.abs(change[b]) - Math.abs(change[a])).map((of) => [
     of,
-    of in before ? percent(before[of]) : "–",
-    of in before ? percent(Math.max(0, before[of] + change[of])) : "–",
-    of in before ? signed(change[of], largest.change, 4) : "–",
-    ...(states.length ? [number(event.shifts[of], { digits: 5, sign: true })] : []),
+    percent(before[of]),
+    percent(Math.max(0, before[of] + change[of])),
+    signed(change[of], largest.change, 4),
+    ...(states.length ? [number(event.shifts[stateOf(task, of, states)], { digits: 5, sign: true })] : []),
   ]);
-  const columns = ["Type", "Before", "After", "Change", ...(states.length ? ["Shift to it"] : [])];
+  const columns = [task || "Type", "Before", "After", "Change", ...(states.length ? ["Shift to it"] : [])];
+  return table(`Probability of each ${task || "type"} with ${named(event)} perturbed`, columns, rows, { numeric: [1, 2, 4] });
+}
+
+/** Show the states that are no class of the model's. */
+function otherStates(event, tasks) {
+  const states = Object.keys(event.shifts);
+  const classes = new Set(tasks.flatMap(({ task, before }) => Object.keys(before).map((of) => stateOf(task, of, states))));
+  const rows = states.filter((state) => !classes.has(state)).map((state) =>
+    [state, number(event.shifts[state], { digits: 5, sign: true })]);
+  const title = `Other states with ${named(event)} perturbed`;
+  return rows.length ? table(title, ["State", "Shift to it"], rows, { numeric: [1] }) : null;
+}
+
+function detail(event, tasks, largest, open) {
+  const name = named(event);
   const keys = event.affected_genes.some(({ gene, symbol }) => gene !== symbol);
   const affected = event.affected_genes.map(({ gene, symbol, similarity }) => [
     symbol, ...(keys ? [gene] : []), number(1 - similarity, { digits: 5 }),
@@ -220,7 +244,8 @@ function detail(event, before, largest, open) {
     "details", { open },
     el("summary", {}, name),
     el("div", { class: "beside" },
-      table(`Probability of each type with ${name} perturbed`, columns, rows, { numeric: [1, 2, 4] }),
+      tasks.map((task) => probabilityTable(event, task, largest)),
+      otherStates(event, tasks),
       affected.length
         ? table(`Genes most affected by ${name}`, ["Gene", ...(keys ? ["Key"] : []), "Moved (1 − cosine)"], affected, {
             numeric: [keys ? 2 : 1],

@@ -2,6 +2,7 @@
 
 import { classify, classifyFile, ServiceError } from "./service.js";
 import { answeredBy, el, number, pager, percent, plural, shareBar, showError, table } from "./elements.js";
+import { classOf, mostLabels, ofEachTask, saidOf } from "./tasks.js";
 
 const CELLS_A_PAGE = 25;
 const place = (id) => document.getElementById(id);
@@ -34,7 +35,7 @@ export function typesSection(session, choose) {
 
   function classifyAFile(file) {
     run(file.name, async (signal) => {
-      const { limits, labels } = session.model;
+      const { limits } = session.model;
       if (file.size > limits.max_upload_bytes) {
         // Said before anything is sent: a connection that is closed in mid-upload tells nobody why.
         throw new ServiceError(413, {
@@ -46,7 +47,7 @@ export function typesSection(session, choose) {
       const options = {
         counts: place("counts").value.trim(),
         gene_column: place("gene-column").value.trim(),
-        top: labels.length,
+        top: mostLabels(session.model),
         return_input_ids: true,
       };
       return classifyFile(file, options, signal);
@@ -56,7 +57,7 @@ export function typesSection(session, choose) {
   function classifyAnExample(example) {
     run(`example ${example.cell_id}`, async (signal) => {
       const cells = [{ input_ids: example.input_ids, cell_id: example.cell_id }];
-      const found = await classify({ cells, top: session.model.labels.length }, signal);
+      const found = await classify({ cells, top: mostLabels(session.model) }, signal);
       Object.assign(found.cells[0], { ...example, annotated: example.label, label: found.cells[0].label });
       return found;
     });
@@ -74,7 +75,7 @@ export function typesSection(session, choose) {
     const answered = found.cells.filter((cell) => !cell.reason);
     const several = found.cells.length > 1;
     place("types-result").replaceChildren(
-      ...(several ? [summary(answered, found.cells.length), cellTable(found.cells, open), download(found)] : []),
+      ...(several ? [summaries(answered, found.cells.length), cellTable(found.cells, open), download(found)] : []),
       ...(several ? [] : found.cells.filter((cell) => cell.reason).map(notAnswered)),
       detail,
       answeredBy(found.model),
@@ -115,19 +116,35 @@ function dropZone(take) {
 function said(cells, what) {
   const answered = cells.filter((cell) => !cell.reason);
   if (cells.length === 1 && answered.length) {
-    const [cell] = answered;
-    return `${what}: ${cell.label}, probability ${percent(cell.probability)}.`;
+    return `${what}: ${saidOf(answered[0])}.`;
   }
-  const types = new Set(answered.map((cell) => cell.label)).size;
+  const types = inTasks(answered).map(([task, them]) => {
+    const found = new Set(them.map(({ label }) => label)).size;
+    return task ? `${found} of ${task}` : plural(found, "type");
+  });
   const left = cells.length - answered.length;
-  return `${what}: ${plural(answered.length, "cell")} of ${plural(types, "type")}${left ? `, ${left} without an answer` : ""}.`;
+  const of = answered[0]?.tasks ? "; classes found: " : " of ";
+  return `${what}: ${plural(answered.length, "cell")}${of}${types.join(", ") || "0 types"}${
+    left ? `, ${left} without an answer` : ""}.`;
 }
 
 function notAnswered(cell) {
   return el("p", {}, `Cell ${cell.cell_id} has no answer: ${cell.reason}.`);
 }
 
-function summary(cells, all) {
+/** Give each task's name and what is said of each of some cells in it; nothing where there are no cells. */
+function inTasks(cells) {
+  const [first] = cells;
+  return first ? ofEachTask(first).map(([task]) => [task, cells.map((cell) => (task ? cell.tasks[task] : cell))]) : [];
+}
+
+function summaries(cells, all) {
+  const of = `${plural(cells.length, "cell")}${all > cells.length ? ` of ${all}` : ""}`;
+  return el("div", { class: "beside" }, inTasks(cells).map(([task, them]) =>
+    summary(`Predicted ${task || "types"} of ${of}`, task || "Type", them)));
+}
+
+function summary(title, heading, cells) {
   const groups = new Map();
   for (const cell of cells) groups.set(cell.label, [...(groups.get(cell.label) ?? []), cell]);
   const rows = [...groups].sort(([, a], [, b]) => b.length - a.length).map(([label, members]) => [
@@ -136,28 +153,30 @@ function summary(cells, all) {
     [shareBar(members.length / cells.length), percent(members.length / cells.length)],
     percent(members.reduce((sum, cell) => sum + cell.probability, 0) / members.length),
   ]);
-  const title = `Predicted types of ${plural(cells.length, "cell")}${all > cells.length ? ` of ${all}` : ""}`;
-  return table(title, ["Type", "Cells", "Share", "Mean probability"], rows, { numeric: [1, 3] });
+  return table(title, [heading, "Cells", "Share", "Mean probability"], rows, { numeric: [1, 3] });
 }
 
 function cellTable(cells, open) {
   const held = el("div", {});
+  const tasks = inTasks(cells.filter((cell) => !cell.reason)).map(([task]) => task);
+  const several = tasks.length > 0 && tasks[0] !== "";
+  const columns = several
+    ? ["Cell", ...tasks.flatMap((task) => [task, "Probability"]), "Genes unknown", "Details"]
+    : ["Cell", "Type", "Probability", "Next", "Genes unknown", "Details"];
   const go = (offset, focus = true) => {
     const rows = cells.slice(offset, offset + CELLS_A_PAGE).map((cell) => {
       const name = cell.cell_id;
-      if (cell.reason) return [name, "none", cell.reason, "", "", ""];
+      if (cell.reason) return [name, "none", cell.reason, ...columns.slice(3).map(() => "")];
       const next = cell.top[1];
       return [
         name,
-        cell.label,
-        [shareBar(cell.probability), percent(cell.probability)],
-        next ? `${next.label} ${percent(next.probability)}` : "–",
+        ...ofEachTask(cell).flatMap(([, said]) => [said.label, [shareBar(said.probability), percent(said.probability)]]),
+        ...(several ? [] : [next ? `${next.label} ${percent(next.probability)}` : "–"]),
         percent(cell.unknown_share),
         el("button", { type: "button", class: "quiet", "aria-label": `Show cell ${name}`, click: () => open(cell, true) }, "Show"),
       ];
     });
-    const columns = ["Cell", "Type", "Probability", "Next", "Genes unknown", "Details"];
-    const made = table("Cells", columns, rows, { numeric: [4] });
+    const made = table("Cells", columns, rows, { numeric: [columns.indexOf("Genes unknown")] });
     held.replaceChildren(made, ...[pager("cells", offset, CELLS_A_PAGE, cells.length, go)].filter(Boolean));
     if (focus) made.querySelector(".scroll").focus(); // the button that was pressed is gone
   };
@@ -166,7 +185,6 @@ function cellTable(cells, open) {
 }
 
 function oneCell(cell) {
-  const rows = cell.top.map(({ label, probability }) => [label, shareBar(probability), percent(probability)]);
   const notes = [
     cell.annotated ? `Annotated as ${cell.annotated}.` : null,
     cell.annotated ? null : `${percent(cell.unknown_share)} of its expressed genes are unknown to the model.`,
@@ -175,23 +193,41 @@ function oneCell(cell) {
   return [
     el("h3", {}, `Cell ${cell.cell_id}`),
     el("p", { class: "note" }, notes.filter(Boolean).join(" ")),
-    table(`Probability of each type for cell ${cell.cell_id}`, ["Type", "Share", "Probability"], rows, {
-      numeric: [2], hidden: true,
-    }),
+    el("div", { class: "beside" }, ofEachTask(cell).map(([task, { top }]) => {
+      const rows = top.map(({ label, probability }) => [label, shareBar(probability), percent(probability)]);
+      const title = `Probability of each ${task || "type"} for cell ${cell.cell_id}`;
+      return table(title, [task || "Type", "Share", "Probability"], rows, { numeric: [2], hidden: !task });
+    })),
   ];
 }
 
 // ---------------------------------------------------------------------- CSV
 
 function download({ cells, model }) {
-  const labels = cells.find((cell) => !cell.reason)?.top.map(({ label }) => label).sort() ?? [];
-  const header = ["cell_id", "predicted_label", "conf_score", "unknown_share", "reason", ...labels.map((label) => `p_${label}`),
-    "model", "model_version", "model_digest"];
-  const lines = cells.map((cell) => {
-    const share = new Map(cell.top.map(({ label, probability }) => [label, probability]));
-    const found = [cell.cell_id, cell.label, cell.probability, cell.unknown_share, cell.reason];
-    return [...found, ...labels.map((label) => share.get(label)), model.name, model.version, model.digest];
-  });
+  const known = cells.find((cell) => !cell.reason) ?? cells[0];
+  const labelsOf = ({ top }) => top.map(({ label }) => label).sort();
+  const shares = ({ top }, labels) => {
+    const share = new Map(top.map(({ label, probability }) => [label, probability]));
+    return labels.map((label) => share.get(label));
+  };
+  const labels = labelsOf(known);
+  // Of several tasks the first stands where the only one of other models does, and each stands behind with its name.
+  const tasks = Object.entries(known.tasks ?? {}).map(([task, said]) => ({ task, labels: labelsOf(said) }));
+  const header = [
+    "cell_id", "predicted_label", "conf_score", "unknown_share", "reason", ...labels.map((label) => `p_${label}`),
+    ...tasks.flatMap(({ task, labels: own }) => [
+      `predicted_label_${task}`, `conf_score_${task}`, ...own.map((label) => `p_${classOf(task, label)}`),
+    ]),
+    "model", "model_version", "model_digest",
+  ];
+  const lines = cells.map((cell) => [
+    cell.cell_id, cell.label, cell.probability, cell.unknown_share, cell.reason, ...shares(cell, labels),
+    ...tasks.flatMap(({ task, labels: own }) => {
+      const said = cell.tasks[task];
+      return [said.label, said.probability, ...shares(said, own)];
+    }),
+    model.name, model.version, model.digest,
+  ]);
   const quoted = (value) => {
     const text = value === null || value === undefined ? "" : String(value);
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
