@@ -43,6 +43,9 @@ class EventBatch:
         Positions of the same genes, in the same order, in the perturbed sequence.
     genes_perturbed_EN
         Positions of all genes in the perturbed sequence.
+    ranks_EL
+        Which position embedding each token of the perturbed sequence gets; int64, shape (events, length). None: the one
+        of its position, as always but where ranks are held.
     """
 
     numbers_E: NDArray[np.int64]
@@ -52,15 +55,17 @@ class EventBatch:
     kept_original_EK: NDArray[np.int64]
     kept_perturbed_EK: NDArray[np.int64]
     genes_perturbed_EN: NDArray[np.int64]
+    ranks_EL: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.numbers_E)
 
     def halves(self) -> tuple[EventBatch, EventBatch]:
         """Cut the events in two."""
-        named = {field.name: np.array_split(getattr(self, field.name), 2) for field in fields(self)}
-        first, second = ({**{name: parts[i] for name, parts in named.items()}, "cut": self.cut} for i in (0, 1))
-        return EventBatch(**first), EventBatch(**second)
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        cut = {name: np.array_split(array, 2) for name, array in named.items() if array is not None and name != "cut"}
+        first, second = ({name: parts[i] for name, parts in cut.items()} for i in (0, 1))
+        return EventBatch(**first, cut=self.cut), EventBatch(**second, cut=self.cut)
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ class CellEvents:
             kept_original.reshape(events, kept).astype(np.int64),
             kept_perturbed_EK,
             kept_perturbed_EK,
+            remaining_EL if self.plan.ranks == "hold" else None,
         )
 
     def _order(self, event: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -66,7 +66,13 @@ class Encoder:
         """The most tokens that the model takes."""
         return int(self.config.max_position_embeddings)
 
-    def hidden(self, groups: Sequence[NDArray[np.integer]], *, first_only: bool = False) -> list[torch.Tensor]:
+    def hidden(
+        self,
+        groups: Sequence[NDArray[np.integer]],
+        *,
+        ranks: Sequence[NDArray[np.integer] | None] | None = None,
+        first_only: bool = False,
+    ) -> list[torch.Tensor]:
         """Compute hidden states at the chosen layer.
 
         Parameters
@@ -74,6 +80,8 @@ class Encoder:
         groups
             Token ids without padding, each of shape (sequences, length): sequences of one length make a group. What
             the sequences of a group share at the same positions is computed once.
+        ranks
+            Which position embedding each token gets, of each group's shape; None for 0, 1, 2 and so on.
         first_only
             Give position 0 alone, as a ``<cls>`` is read: cheaper by most of a layer.
 
@@ -84,7 +92,10 @@ class Encoder:
         """
         device = self.execution.device
         ids = [torch.from_numpy(np.asarray(group, dtype=np.int64)).to(device) for group in groups]
-        return self.trunk.hidden(ids, first_only=first_only)
+        held: list[torch.Tensor | None] | None = None
+        if ranks is not None:
+            held = [None if group is None else torch.from_numpy(np.asarray(group)).to(device) for group in ranks]
+        return self.trunk.hidden(ids, ranks=held, first_only=first_only)
 
 
 def add_token(bert: BertModel, vocabulary: GeneVocabulary) -> None:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["PERTURBATIONS", "QUARTILES", "PerturbationPlan", "genes_in_enough_cells"]
+__all__ = ["PERTURBATIONS", "QUARTILES", "RANKS", "PerturbationPlan", "genes_in_enough_cells"]
 
 PERTURBATIONS = ("delete", "overexpress", "inhibit", "activate")
 QUARTILES = 4
+RANKS = ("shift", "hold")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class PerturbationPlan:
         Token ids to perturb in one event, for several events; instead of `genes`.
     rank_shift
         Quartiles that `inhibit` and `activate` move a gene by.
+    ranks
+        What a deletion does to the ranks of the genes that stay. ``shift``: all behind a deleted gene move up by one,
+        and get other position embeddings. ``hold``: they keep their ranks; the deleted gene alone is gone.
     """
 
     perturbation: str = "delete"
@@ -54,6 +58,7 @@ class PerturbationPlan:
     combine: int = 1
     sets: tuple[tuple[int, ...], ...] | None = None
     rank_shift: int = 1
+    ranks: str = "shift"
 
     def __post_init__(self) -> None:
         if self.perturbation not in PERTURBATIONS:
@@ -74,6 +79,10 @@ class PerturbationPlan:
                 raise InputError("--combine", self.combine, f"1 to {there}, the genes of --genes")
         if not 1 <= self.rank_shift < QUARTILES:
             raise InputError("--rank-shift", self.rank_shift, "1, 2 or 3 quartiles")
+        if self.ranks not in RANKS:
+            raise InputError("--ranks", self.ranks, f"one of {', '.join(RANKS)}")
+        if self.ranks == "hold" and self.perturbation != "delete":
+            raise InputError("--ranks", f"hold with --perturbation {self.perturbation}", "hold with deletions alone")
 
     @property
     def inserts(self) -> bool:

@@ -21,6 +21,7 @@ def shared_attention(
     embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     queries_keys_values: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
     heads: int,
+    ranks_EL: torch.Tensor | None = None,
     *,
     most_own_share: float = MOST_OWN_SHARE,
 ) -> Callable[[slice], tuple[torch.Tensor, torch.Tensor]] | None:
@@ -41,6 +42,8 @@ def shared_attention(
         That to queries, scaled, keys and values, each of shape (pairs, width).
     heads
         Attention heads.
+    ranks_EL
+        Which position embedding each token gets, shape (sequences, length); None for 0, 1, 2 and so on.
     most_own_share
         The share of a sequence's pairs that not all others hold, up to which this pays.
 
@@ -53,10 +56,11 @@ def shared_attention(
     sequences, length = ids_EL.shape
     if sequences < LEAST_SEQUENCES or not length:
         return None
-    positions_L = torch.arange(length, device=ids_EL.device)
+    if ranks_EL is None:
+        ranks_EL = torch.arange(length, device=ids_EL.device).expand_as(ids_EL)
     # Position first, so that neighbours in a sequence are neighbours among the pairs.
     tokens = int(ids_EL.max()) + 1
-    pairs_U, pair_EL = torch.unique(positions_L * tokens + ids_EL, return_inverse=True)
+    pairs_U, pair_EL = torch.unique(ranks_EL * tokens + ids_EL, return_inverse=True)
     everywhere_U = torch.bincount(pair_EL.reshape(-1), minlength=len(pairs_U)) == sequences
     own_EL = ~everywhere_U[pair_EL]
     common_C, rest_X = everywhere_U.nonzero()[:, 0], (~everywhere_U).nonzero()[:, 0]

@@ -24,7 +24,12 @@ GENE_SHIFTS = pa.schema({"cell_id": pa.string(), "genes": _GENES, "affected": pa
 
 
 def cell_shift_rows(
-    cell_ids: Sequence[str], shifts: Sequence[CellShifts], states: Sequence[str], names: NDArray[np.object_]
+    cell_ids: Sequence[str],
+    shifts: Sequence[CellShifts],
+    states: Sequence[str],
+    names: NDArray[np.object_],
+    *,
+    measure: str = "shift",
 ) -> pa.Table:
     """Give one row an event and state, or one row of similarity an event without states.
 
@@ -36,8 +41,10 @@ def cell_shift_rows(
         The reading's states, in the order of the values' columns.
     names
         Token names by id, shape (vocabulary,).
+    measure
+        What the values towards states are called; without states they are similarities.
     """
-    measure, states = ("shift", states) if states else ("similarity", [""])
+    measure, states = (measure, states) if states else ("similarity", [""])
     events = [len(cell) for cell in shifts]
     values = [cell.values_ES.ravel() for cell in shifts]
     rows = sum(events) * len(states)

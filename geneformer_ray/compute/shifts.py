@@ -237,7 +237,9 @@ def _compute(encoder: Encoder, batches: Sequence[_Batch], reading: Reading) -> N
             new.setdefault((id(cell), tuple(batch.cut.tolist())), (cell, batch, original))
     groups: list[NDArray[np.integer]] = [original[None] for _, _, original in new.values()]
     groups += [batch.input_ids_EL for _, batch in batches]
-    hidden = encoder.hidden(groups, first_only=reading.first_only)
+    held = [None] * len(new) + [batch.ranks_EL for _, batch in batches]
+    ranks = {} if all(group is None for group in held) else {"ranks": held}
+    hidden = encoder.hidden(groups, **ranks, first_only=reading.first_only)
     for (cell, batch, _), hidden_1LD in zip(new.values(), hidden, strict=False):
         cell.keep_original(batch, hidden_1LD[0])
     for (cell, batch), hidden_ELD in zip(batches, hidden[len(new) :], strict=True):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from geneformer_ray.compute.execution import Execution
 
-__all__ = ["MOST_TOKENS", "TokenBudget", "out_of_memory"]
+__all__ = ["MOST_TOKENS", "VECTORS_A_TOKEN", "TokenBudget", "out_of_memory"]
 
 logger = logging.getLogger(__name__)
 

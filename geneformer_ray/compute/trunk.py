@@ -112,13 +112,21 @@ class Trunk:
         self.layers = [_Layer(layer, execution) for layer in bert.encoder.layer[:layers]]
 
     @torch.inference_mode()
-    def hidden(self, groups: Sequence[torch.Tensor], *, first_only: bool = False) -> list[torch.Tensor]:
+    def hidden(
+        self,
+        groups: Sequence[torch.Tensor],
+        *,
+        ranks: Sequence[torch.Tensor | None] | None = None,
+        first_only: bool = False,
+    ) -> list[torch.Tensor]:
         """Compute the hidden states behind the last of the layers.
 
         Parameters
         ----------
         groups
             Token ids on the device, each int64 of shape (sequences, length).
+        ranks
+            Which position embedding each token gets, of each group's shape; None for 0, 1, 2 and so on.
         first_only
             Give position 0 alone, as a ``<cls>`` is read: the last layer then computes no other.
 
@@ -132,7 +140,10 @@ class Trunk:
             torch.zeros(len(ids_EL), 1 if first_only else ids_EL.shape[1], width, device=ids_EL.device)
             for ids_EL in groups
         ]
-        fronts = [self._front(ids_EL, first_only and len(self.layers) == 1) for ids_EL in groups]
+        fronts = [
+            self._front(ids_EL, ranks_EL, first_only and len(self.layers) == 1)
+            for ids_EL, ranks_EL in zip(groups, ranks or [None] * len(groups), strict=True)
+        ]
         for tile in self._tiles(groups):
             shapes = [(rows.stop - rows.start, groups[group].shape[1]) for group, rows in tile]
             x_TD = torch.cat([fronts[group](rows) for group, rows in tile])
@@ -167,19 +178,26 @@ class Trunk:
         if tile:
             yield tile
 
-    def _embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Give what enters the first layer."""
         return self.norm(self.tokens_VD[ids] + self.positions_PD[positions])
 
-    def _front(self, ids_EL: torch.Tensor, first_only: bool) -> Callable[[slice], torch.Tensor]:
+    def _front(
+        self, ids_EL: torch.Tensor, ranks_EL: torch.Tensor | None, first_only: bool
+    ) -> Callable[[slice], torch.Tensor]:
         """Give what computes the first layer of some of a group's sequences; what they share is computed here, once."""
         layer = self.layers[0]
-        shared = None if first_only else shared_attention(ids_EL, self._embed, layer.queries_keys_values, self.heads)
+        if ranks_EL is None:
+            ranks_EL = torch.arange(ids_EL.shape[1], device=ids_EL.device).expand_as(ids_EL)
+        shared = None
+        if not first_only:
+            project = layer.queries_keys_values
+            shared = shared_attention(ids_EL, self.embed, project, self.heads, ranks_EL)
         if shared is not None:
-            return lambda rows: self._feed_forward(layer, *shared(rows))
-        positions_EL = torch.arange(ids_EL.shape[1], device=ids_EL.device).expand_as(ids_EL)
+            return lambda rows: self.feed_forward(layer, *shared(rows))
 
         def alone(rows: slice) -> torch.Tensor:
-            x_TD = self._embed(ids_EL[rows].reshape(-1), positions_EL[rows].reshape(-1))
+            x_TD = self.embed(ids_EL[rows].reshape(-1), ranks_EL[rows].reshape(-1))
             return self._through(layer, x_TD, [tuple(ids_EL[rows].shape)], first_only=first_only)
 
         return alone
@@ -201,9 +219,9 @@ class Trunk:
             contexts.append(attention(q_EHLK, k_EHLK, v_EHLK))
             start = stop
         context_TD = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
-        return self._feed_forward(layer, torch.cat(residuals) if first_only else x_TD, context_TD)
+        return self.feed_forward(layer, torch.cat(residuals) if first_only else x_TD, context_TD)
 
-    def _feed_forward(self, layer: _Layer, x_TD: torch.Tensor, context_TD: torch.Tensor) -> torch.Tensor:
+    def feed_forward(self, layer: _Layer, x_TD: torch.Tensor, context_TD: torch.Tensor) -> torch.Tensor:
         """Run what comes behind attention."""
         y_TD = layer.attention_norm(_add_product(x_TD + layer.out_bias, context_TD, layer.out))
         up_TF = torch.addmm(layer.up_bias, y_TD.to(layer.up.dtype), layer.up)

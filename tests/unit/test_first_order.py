@@ -1,0 +1,257 @@
+"""First-order screens against the exact engine."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from geneformer_ray.compute import first_order
+from geneformer_ray.compute.decomposition import decompose
+from geneformer_ray.compute.encoder import LAYERS, Encoder
+from geneformer_ray.compute.execution import choose_execution
+from geneformer_ray.compute.first_order import FirstOrder, FirstOrderShifts, check_first_order, first_order_cells
+from geneformer_ray.compute.linear_trunk import Point, passes_of
+from geneformer_ray.compute.model_directory import save_model
+from geneformer_ray.compute.perturbation import PerturbationPlan
+from geneformer_ray.compute.pretraining import new_model
+from geneformer_ray.compute.reading import COMPARISONS, Reading
+from geneformer_ray.compute.shifts import CellShifts, shift_cells
+from geneformer_ray.compute.token_budget import TokenBudget
+from geneformer_ray.data.vocabulary import GeneVocabulary
+from geneformer_ray.errors import InputError
+from tests.conftest import random_cells, randomise
+
+EXECUTION = choose_execution(cpus=1)
+STATES = {name: np.random.default_rng(number).normal(size=16).astype(np.float32) for number, name in enumerate("ab")}
+FULL, HOLD = PerturbationPlan(), PerturbationPlan(ranks="hold")
+EMBEDDINGS = ("mean", "cls")
+
+Model = tuple[Path, GeneVocabulary]
+
+
+def model_of(directory: Path, *, genes: int, length: int, alike: bool = False) -> Model:
+    """A model of its own for longer cells; `alike` gives all positions and two genes one embedding each."""
+    names = ["<pad>", "<mask>", "<cls>", "<eos>", *(f"GENE{number:03d}" for number in range(genes))]
+    vocabulary = GeneVocabulary({name: number for number, name in enumerate(names)}, max_length=length)
+    torch.manual_seed(1)
+    model = new_model(vocabulary, layers=3, width=16, heads=2, feed_forward=24)
+    randomise(model, 0.25)
+    if alike:
+        with torch.no_grad():
+            embeddings = model.bert.embeddings
+            embeddings.position_embeddings.weight[:] = embeddings.position_embeddings.weight[0].clone()
+            embeddings.word_embeddings.weight[10] = embeddings.word_embeddings.weight[20].clone()
+    save_model(model, vocabulary, directory)
+    return directory, vocabulary
+
+
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return model_of(tmp_path_factory.mktemp("long"), genes=260, length=220)
+
+
+def both(
+    model: Model,
+    cells: list[np.ndarray],
+    plan: PerturbationPlan,
+    reading: Reading,
+    settings: FirstOrder,
+    layer: int = -1,
+) -> tuple[list[CellShifts], list[FirstOrderShifts]]:
+    encoder = Encoder.load(model[0], layer=layer, execution=EXECUTION)
+    exact = shift_cells(encoder, cells, plan, reading, model[1])
+    return exact, first_order_cells(encoder, cells, plan, reading, model[1], settings)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+@pytest.mark.parametrize("plan", [FULL, HOLD], ids=["shift", "hold"])
+def test_estimates_are_near_the_exact_engine(
+    long_model: Model, plan: PerturbationPlan, embedding: str, layer: int
+) -> None:
+    """Random weights are a hard case: no two positions are alike, and what attention does is large."""
+    cells = random_cells(long_model[1], np.random.default_rng(5), [200, 150])
+    for comparison in COMPARISONS:
+        reading = Reading(embedding, comparison, STATES)
+        settings = FirstOrder(tolerance=1e-9, most_cost=0.6, anchors=9)
+        for exact, found in zip(*both(long_model, cells, plan, reading, settings, layer), strict=True):
+            assert found.shifts.genes == exact.genes
+            assert found.shifts.values_ES.dtype == np.float32
+            np.testing.assert_allclose(found.shifts.values_ES[found.exact_E], exact.values_ES[found.exact_E], atol=2e-6)
+            assert 0 < found.exact_E.sum() < len(exact) / 2
+            assert found.passes < 0.6 * len(exact) or plan is HOLD
+            off = np.sqrt(((found.shifts.values_ES - exact.values_ES) ** 2).mean(axis=0)) / exact.values_ES.std(axis=0)
+            assert off.max() < 0.2, off
+            assert found.error < 0.4
+            for state in range(2):
+                assert spearmanr(found.shifts.values_ES[:, state], exact.values_ES[:, state])[0] > 0.97
+
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_with_all_anchors_the_path_is_exact(long_model: Model, embedding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = random_cells(long_model[1], np.random.default_rng(6), [30, 12])
+    monkeypatch.setattr(first_order.FirstOrderCell, "pays", True)
+    for comparison in COMPARISONS:
+        settings = FirstOrder(anchors=30, held_out=2)
+        exact, found = both(long_model, cells, FULL, Reading(embedding, comparison, STATES), settings)
+        for ours, theirs in zip(found, exact, strict=True):
+            assert ours.exact_E.all()
+            assert ours.anchors == len(theirs)
+            np.testing.assert_allclose(ours.shifts.values_ES, theirs.values_ES, atol=2e-6)
+
+
+def test_equal_genes_are_equal_and_equal_ranks_are_nothing(tmp_path: Path) -> None:
+    """Two genes of one embedding, in a model in which no position differs from another."""
+    model = model_of(tmp_path, genes=130, length=120, alike=True)
+    ids = np.array([2, *(token for token in range(4, 114)), 3], dtype=np.int32)
+    for embedding in EMBEDDINGS:
+        reading = Reading(embedding, states=STATES)
+        (full,) = both(model, [ids], FULL, reading, FirstOrder(anchors=4))[1]
+        exact, (held,) = both(model, [ids], HOLD, reading, FirstOrder())
+        spread = exact[0].values_ES.std(axis=0)
+        for found, near in ((full, 0.05 * spread.min()), (held, 1e-6)):
+            equal = [found.shifts.genes.index((token,)) for token in (10, 20)]
+            assert not found.exact_E[equal].any()
+            first, second = found.shifts.values_ES[equal]
+            np.testing.assert_allclose(first, second, atol=near)
+        ranks = decompose(full.shifts, held.shifts).values_ES
+        assert np.abs(ranks).max() < 0.5 * spread.min()
+
+
+def test_neither_neighbours_nor_batches_change_a_cell(long_model: Model) -> None:
+    directory, vocabulary = long_model
+    cells = random_cells(vocabulary, np.random.default_rng(7), [120, 5, 200, 120, 1, 0])
+    encoder, settings = Encoder.load(directory, execution=EXECUTION), FirstOrder(tolerance=0.05, most_cost=0.4)
+    for plan, embedding in itertools.product((FULL, HOLD), EMBEDDINGS):
+        reading = Reading(embedding, states=STATES)
+        together = first_order_cells(encoder, cells, plan, reading, vocabulary, settings)
+        tight = first_order_cells(encoder, cells, plan, reading, vocabulary, settings, budget=TokenBudget(1))
+        turned = first_order_cells(encoder, cells[::-1], plan, reading, vocabulary, settings)[::-1]
+        alone = [first_order_cells(encoder, [ids], plan, reading, vocabulary, settings)[0] for ids in cells]
+        for others in (tight, turned, alone):
+            for ours, theirs in zip(together, others, strict=True):
+                assert ours.shifts.genes == theirs.shifts.genes
+                assert ours.exact_E.tolist() == theirs.exact_E.tolist()
+                assert (ours.anchors, ours.passes) == (theirs.anchors, theirs.passes)
+                np.testing.assert_allclose(ours.shifts.values_ES, theirs.shifts.values_ES, atol=2e-6)
+        assert [cell.exact_E.all() for cell in together] == [False, True, False, False, True, True]
+        assert [cell.shifts.empty for cell in together] == [0, 0, 0, 0, 1, 0]
+
+
+def test_more_is_computed_until_it_is_good_enough_or_too_dear(long_model: Model) -> None:
+    cells = random_cells(long_model[1], np.random.default_rng(8), [200])
+    reading = Reading(states=STATES)
+
+    def run(**options: Any) -> FirstOrderShifts:
+        return both(long_model, cells, FULL, reading, FirstOrder(**options))[1][0]
+
+    rough, fine = run(tolerance=10, anchors=3), run(tolerance=1e-9, anchors=3, most_cost=0.9)
+    assert rough.anchors == 3
+    assert fine.anchors > 8
+    assert rough.passes < 0.3 * 200 < fine.passes < 0.9 * 200
+    assert fine.error < rough.error
+    assert run(tolerance=rough.error * 1.01, anchors=3, most_cost=0.9).anchors == 3
+    assert run(tolerance=rough.error * 0.99, anchors=3, most_cost=0.9).anchors > 3
+    assert run(tolerance=1e-9, anchors=3, most_cost=0.01).anchors == 3
+    one, other = run(seed=1), run(seed=2)
+    assert one.exact_E.tolist() != other.exact_E.tolist()
+
+
+def test_listed_genes_and_cells_that_lack_them(long_model: Model) -> None:
+    """A path goes over all genes, whichever are asked for; a few of them are not worth a path."""
+    (ids,) = random_cells(long_model[1], np.random.default_rng(9), [200])
+    absent = next(token for token in range(4, 264) if token not in ids)
+    reading, settings = Reading(states=STATES), FirstOrder(anchors=3)
+    listed = tuple(ids[1:201:2].tolist())
+    whole = both(long_model, [ids], FULL, reading, settings)
+    exact, found = both(long_model, [ids], replace(FULL, genes=(*listed, absent)), reading, settings)
+    assert found[0].shifts.genes == exact[0].genes == [(token,) for token in listed]
+    assert found[0].shifts.skipped == exact[0].skipped == 1
+    assert not found[0].exact_E.all()
+    np.testing.assert_allclose(exact[0].values_ES, whole[0][0].values_ES[::2], atol=2e-6)
+    assert spearmanr(found[0].shifts.values_ES[:, 0], exact[0].values_ES[:, 0])[0] > 0.9
+    (few,) = both(long_model, [ids], replace(FULL, genes=listed[:6]), reading, settings)[1]
+    assert few.exact_E.all()
+    assert few.error == 0
+
+
+def test_bfloat16_is_near(long_model: Model) -> None:
+    directory, vocabulary = long_model
+    cells, reading = random_cells(vocabulary, np.random.default_rng(10), [200]), Reading(states=STATES)
+    for plan in (FULL, HOLD):
+        values = []
+        for precision in ("fp32", "bf16"):
+            encoder = Encoder.load(directory, execution=choose_execution(precision, cpus=1))
+            (found,) = first_order_cells(encoder, cells, plan, reading, vocabulary, FirstOrder(tolerance=10))
+            values.append(found.shifts.values_ES)
+        assert 0 < np.abs(values[0] - values[1]).max() < 0.5 * values[0].std()
+
+
+def test_less_at_a_time_where_memory_is_short(long_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, vocabulary = long_model
+    cells, reading = random_cells(vocabulary, np.random.default_rng(11), [150, 160]), Reading(states=STATES)
+    encoder, settings = Encoder.load(directory, execution=EXECUTION), FirstOrder(tolerance=10)
+    whole = first_order_cells(encoder, cells, FULL, reading, vocabulary, settings)
+    linear, sizes = first_order.linearise, []
+
+    def tight(trunk: Any, points: list[Point], *rest: Any, **options: Any) -> Any:
+        sizes.append(len(points))
+        if len(points) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return linear(trunk, points, *rest, **options)
+
+    monkeypatch.setattr(first_order, "linearise", tight)
+    most, budget = 2, TokenBudget(100_000)
+    tried = first_order_cells(encoder, cells, FULL, reading, vocabulary, settings, budget=budget)
+    assert max(sizes) > 2
+    assert budget.tokens < 100_000
+    for ours, theirs in zip(tried, whole, strict=True):
+        np.testing.assert_allclose(ours.shifts.values_ES, theirs.shifts.values_ES, atol=2e-6)
+    most = 0
+    with pytest.raises(InputError, match=r"--cells: got a cell of 15\d tokens; takes memory for its gradient"):
+        first_order_cells(encoder, cells, FULL, reading, vocabulary, settings)
+
+
+def test_what_a_point_costs(long_model: Model) -> None:
+    trunk = Encoder.load(long_model[0], execution=EXECUTION).trunk
+    assert passes_of(trunk, 200, 0, 1, gradient=False) == 1
+    one, two = passes_of(trunk, 200, 0, 1), passes_of(trunk, 200, 0, 2)
+    assert 2 < one < two < 2 * one
+    assert passes_of(trunk, 200, 100, 1) > one
+
+
+@pytest.mark.parametrize(
+    ("plan", "reading", "text"),
+    [
+        ({"perturbation": "overexpress"}, {}, "--perturbation: got overexpress with --method first_order"),
+        ({"genes": (4, 5), "combine": 2}, {}, "--genes: got several genes in one event"),
+        ({"anchor": 4}, {}, "takes one gene at a time"),
+        ({"sets": ((4,),)}, {}, "takes one gene at a time"),
+        ({}, {"states": {}}, "takes shifts to states"),
+        ({}, {"gene_shifts": True}, "--gene-shifts"),
+    ],
+)
+def test_what_is_not_of_first_order(plan: dict[str, Any], reading: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        check_first_order(PerturbationPlan(**plan), Reading(**{"states": STATES, **reading}))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"tolerance": 0}, "--tolerance"),
+        ({"most_cost": 1.5}, "--most-cost"),
+        ({"anchors": 1}, "--anchors: got 1; takes at least 2"),
+        ({"held_out": 1}, "--held-out"),
+    ],
+)
+def test_settings_that_cannot_be(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        FirstOrder(**options)
