@@ -21,7 +21,7 @@ __all__ = ["SubmittedFlags", "check", "jobs"]
 # A job has to be able to tell them from hub ids and names of genes, so that no type says which flags are paths.
 PATHS = (
     "output", "input", "cells", "shifts", "null", "against", "h5ad", "state_embeddings", "gene_sets",
-    "gene_classes",
+    "gene_classes", "space",
 )  # fmt: skip
 TAKES = "an absolute path, a URI, or GENEFORMER_STORAGE: a submitted job works in a copy that Ray throws away"
 

@@ -27,7 +27,9 @@ LEAST_DOUBT = 1e-3
 
 def first_anchors(genes: int, anchors: int) -> list[int]:
     """Choose anchors, both ends among them, closer together at the highest ranks: there the path bends most."""
-    return sorted({round((genes - 1) * share**2) for share in np.linspace(0, 1, min(genes, max(2, anchors)))})
+    if anchors >= genes:
+        return list(range(genes))
+    return sorted({round((genes - 1) * share**2) for share in np.linspace(0, 1, max(2, anchors))})
 
 
 class DeletionPath:

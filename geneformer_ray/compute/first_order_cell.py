@@ -233,7 +233,9 @@ class FirstOrderCell:
         everything_SN = _numpy(found.values_S)[:, None].repeat(self.genes, axis=1)
         without_SN, share = everything_SN, 1.0
         if self.reading.embedding == "mean":
-            states_SD = torch.from_numpy(np.stack(list(self.reading.states.values()))).to(found.hidden_LD.device).double()
+            states_SD = (
+                torch.from_numpy(np.stack(list(self.reading.states.values()))).to(found.hidden_LD.device).double()
+            )
             hidden_ND = found.hidden_LD[self.front : self.front + self.genes].double()
             others_ND = (hidden_ND.sum(dim=0) - hidden_ND) / (self.genes - 1)
             without_SN = _numpy(cosine_similarity(others_ND[None], states_SD[:, None], dim=2))

@@ -79,12 +79,12 @@ def _in_package(package: Path) -> Iterator[tuple[str, dict[str, float]]]:
 
 def _of_training(*, gpu: bool) -> dict[str, float]:
     """Give what Ray Train is told for the flags' defaults."""
-    from geneformer_ray.distribute.train_workers import TrainingRun, _trainer
+    from geneformer_ray.distribute.train_workers import TrainingRun, trainer
     from ray_jobs.training_flags import TrainingConfig
 
     workers = TrainingConfig(gpu=gpu).workers()
-    trainer = _trainer(lambda config: None, TrainingRun("run", {}, 0), None, workers, "/nowhere", "fp32")
-    return dict(trainer.scaling_config._resources_per_worker_not_none)
+    prepared = trainer(lambda config: None, TrainingRun("run", {}, 0), None, workers, "/nowhere", "fp32")
+    return dict(prepared.scaling_config._resources_per_worker_not_none)
 
 
 def _most(flag: str) -> float:

@@ -179,10 +179,10 @@ FLAGS = {
         "config overwrite input vocabulary output genes min-cells special-tokens max-length counts gene-column "
         "allow-non-integer"
     ),
-    "pretrain.PretrainConfig": "config overwrite cells vocabulary output model",
+    "pretrain.PretrainConfig": "config overwrite cells vocabulary output model group validation-groups lora-rank",
     "finetune.FinetuneConfig": (
         "config overwrite cells label group filter model vocabulary pooling num-workers seeds output registered-model "
-        "task gene-classes task-weights lora-rank"
+        "task gene-classes task-weights token-predictions lora-rank max-cells split-seed"
     ),
     "pooling_study.PoolingStudyConfig": (
         "config overwrite cells label group filter model vocabulary pooling num-workers seeds output bootstrap"

@@ -116,7 +116,8 @@ def test_equal_genes_are_equal_and_equal_ranks_are_nothing(tmp_path: Path) -> No
         (full,) = both(model, [ids], FULL, reading, FirstOrder(anchors=4))[1]
         exact, (held,) = both(model, [ids], HOLD, reading, FirstOrder())
         spread = exact[0].values_ES.std(axis=0)
-        for found, near in ((full, 0.05 * spread.min()), (held, 1e-6)):
+        # The path to one and the path to the other go past other genes; ranks held there is none.
+        for found, near in ((full, 0.1 * spread.min()), (held, 1e-6)):
             equal = [found.shifts.genes.index((token,)) for token in (10, 20)]
             assert not found.exact_E[equal].any()
             first, second = found.shifts.values_ES[equal]
