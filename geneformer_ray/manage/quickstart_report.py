@@ -222,7 +222,9 @@ def _how(output: str, summaries: dict[str, dict[str, Any]]) -> Section:
             f"Vocabulary: {summaries['data']['vocabulary_size']:,} tokens, medians from library {GROUPS['train']} "
             f"alone. Pretraining: masked-gene loss {pretrained['validation_loss']:.2f} on held-out cells; a uniform "
             f"guess would be {np.log(summaries['data']['vocabulary_size']):.2f}, guessing by gene frequency alone "
-            f"{_frequency_loss(output):.2f}: these few epochs teach little beyond frequencies. Runs, figures and "
-            f"models are in MLflow: {summaries['finetune']['mlflow']}."
+            f"{_frequency_loss(output):.2f}. Of these cells' hidden genes it names {pretrained['masked_accuracy']:.2%} "
+            f"first and {pretrained['masked_top10_accuracy']:.2%} among ten, a ranking by frequency "
+            f"{pretrained['baseline_accuracy']:.2%} and {pretrained['baseline_top10_accuracy']:.2%}: these few epochs "
+            f"teach little. Runs, figures and models are in MLflow: {summaries['finetune']['mlflow']}."
         ),
     )
