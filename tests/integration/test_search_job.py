@@ -38,7 +38,8 @@ pytestmark = pytest.mark.integration
 
 EPOCHS, TRIALS = 3, 4
 SPACE = "learning_rate: {low: 1e-7, high: 2e-2, log: true}\nfreeze_layers: {choices: [0, 2]}\n"
-SECONDS_TO_END = 60.0
+# Of a killed driver, two agents of Ray outlive the rest.
+SECONDS_TO_END = 180.0
 
 
 @dataclass(frozen=True)
