@@ -34,7 +34,7 @@ from geneformer_ray.manage.search_journal import Journal, Report
 from geneformer_ray.manage.trials import Trial
 from tests.integration.processes import Job, Run, end_processes_of, seconds_until_none
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 EPOCHS, TRIALS = 3, 4
 SPACE = "learning_rate: {low: 1e-7, high: 2e-2, log: true}\nfreeze_layers: {choices: [0, 2]}\n"
