@@ -136,7 +136,6 @@ def test_a_trial_that_asha_stops_gives_back_what_it_held(
     assert_all_free()
 
 
-@pytest.mark.slow
 def test_bad_input_that_a_worker_meets_ends_all_trials(
     common: dict[str, Any], ray_cluster: None, tmp_path: Path
 ) -> None:
@@ -166,7 +165,6 @@ def reports(output: Path) -> list[list[Any]]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_best_is_trained_again_registered_and_recorded(setting: Setting, whole: tuple[Path, Run]) -> None:
     output, run = whole
@@ -207,7 +205,6 @@ def test_the_best_is_trained_again_registered_and_recorded(setting: Setting, who
     assert again.code == 2 and "a finished run" in again.errors
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_search_that_is_stopped_and_killed_ends_as_if_it_had_not_been(
     setting: Setting, whole: tuple[Path, Run]
@@ -239,7 +236,6 @@ def test_a_search_that_is_stopped_and_killed_ends_as_if_it_had_not_been(
     assert summary["final"]["pooling"] == undisturbed["final"]["pooling"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_trial_that_diverges_scores_worst_and_is_no_error(setting: Setting) -> None:
     output = setting.folder / "diverged"
