@@ -2,8 +2,8 @@
 
 A trial is a Tune function that waits for a training of Ray Train, as Ray advises. At the end of an epoch the workers
 report their score and wait for ASHA's word; a trial that is to stop ends by itself, as one that patience stops. Tune's
-own way, to end the function, leaves the CPUs of its workers taken: seen with Ray 2.60, where the next trials then wait
-for them for ever. (Ray has a cleaner for what a dead training held, which needs the dashboard.)
+own way, to end the function, leaves the CPUs of its workers taken: seen with Ray 2.60, more than a minute later still.
+(Ray has a cleaner for what a dead training held, which needs the dashboard.)
 
 What an earlier attempt was told lies in the journal. ASHA hears it again before anything else, and trials that have
 ended are not begun again; Tune's own state, which is pickled, is kept in a temporary folder and never read.
