@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +34,8 @@ from geneformer_ray.manage.registry import open_store
 from geneformer_ray.manage.trials import Trial
 from ray_jobs import finetune, register
 from ray_jobs.command_line import build, parse
-from tests.integration.test_finetune_job import locked_once
+from tests.integration.killed_finetune import kill_finetune
+from tests.integration.test_finetune_job import locked_once, runs
 from tests.unit.test_gene_cross_validation import write_cells
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
@@ -106,12 +102,6 @@ def setting(
     prepared(vocabulary, folder)
     summary = finetuned(folder, folder / "out", "--token-predictions")
     return Setting(folder, folder / "out", summary)
-
-
-def runs() -> list[Any]:
-    experiment = mlflow.MlflowClient().get_experiment_by_name(registry.EXPERIMENT)
-    assert experiment is not None
-    return list(mlflow.MlflowClient().search_runs([experiment.experiment_id]))
 
 
 def test_what_the_context_tells_of_a_gene_is_learned_beside_a_baseline_at_chance(setting: Setting) -> None:
@@ -251,47 +241,13 @@ def test_two_workers_learn_what_one_does(setting: Setting, tmp_path: Path) -> No
     assert len(list((two / "predictions-report-tokens").iterdir())) == 2
 
 
-DRIVER = """
-import sys
-import geneformer_ray.distribute
-from geneformer_ray.distribute import finetune as distributed
-from geneformer_ray.distribute.train_workers import fit_all
-from ray_jobs import finetune
-from ray_jobs.command_line import main
-
-def slow(config):
-    import time
-    from geneformer_ray.distribute import finetune, streamed_training
-    take = streamed_training.train_step
-    def step(*values, **options):
-        time.sleep(0.3)
-        return take(*values, **options)
-    streamed_training.train_step = step
-    finetune.finetune_worker(config)
-
-distributed.fit_all = lambda _, runs, **options: fit_all(slow, runs, **options)
-main(finetune.FinetuneConfig, finetune.run, "")
-"""
-
-
 def test_a_driver_killed_and_a_store_lost_leave_the_same_genes(
     setting: Setting, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed within a fold, then the same command; the store is locked as it trains, and `register` does the rest."""
     output = tmp_path / "out"
     command = [*arguments(setting.folder, output), "--token-predictions", "--registered-model", "late"]
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *command], cwd=REPOSITORY,
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not list(output.glob("ray_train/*/epoch-0001-step-000000")):
-        assert time.monotonic() < deadline and driver.poll() is None
-        time.sleep(0.1)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    time.sleep(3)  # its cluster ends with it
-    assert not list(output.glob("trials/*/finished.json"))
+    kill_finetune(command, output, "ray_train/*/epoch-0001-step-000000")
     before = len(runs())
     monkeypatch.setattr(registry, "LOCKED_AT_MOST", 0.5)
     locked_at = Path(Trial("genes", 0, 0).directory(str(output))) / "scores.json"

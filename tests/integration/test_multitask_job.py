@@ -36,13 +36,15 @@ from geneformer_ray.distribute import finetune as training
 from geneformer_ray.distribute import train_workers
 from geneformer_ray.distribute.learned_labels import SeveralLabels
 from geneformer_ray.distribute.train_workers import Workers
-from geneformer_ray.errors import InputError
+from geneformer_ray.errors import InputError, RegistryUnavailable
 from geneformer_ray.manage import demo, registry
 from geneformer_ray.manage.registry import open_store
 from geneformer_ray.manage.trials import Trial, read_predictions
-from ray_jobs import finetune, promote, tokenize
+from ray_jobs import finetune, promote, register, tokenize
 from ray_jobs.command_line import build
 from tests.conftest import random_cells
+from tests.integration.killed_finetune import kill_finetune
+from tests.integration.test_finetune_job import locked_once, runs
 from tests.integration.test_training_job import assert_same, killed_once
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -361,6 +363,34 @@ def test_a_killed_worker_leaves_the_same_result(
     setting.train(tmp_path / "out", trial, workers=2, every=2, options=small)
     assert marker.exists()
     assert_same(tmp_path / "out", tmp_path / "whole", trial)
+
+
+@pytest.mark.slow
+def test_a_driver_killed_and_a_store_lost_leave_the_same_tasks(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed within the second epoch, then the same command; the store is locked as it trains, and then `register`."""
+    whole, output, trial = tmp_path / "whole", tmp_path / "out", Trial("mean", 0)
+    setting.run(whole, pooling="mean")
+    flags = setting.flags(output, pooling="mean", registered_model="late")
+    command = [
+        part
+        for name, value in flags.items()
+        for part in (f"--{name.replace('_', '-')}", ",".join(value) if isinstance(value, list) else str(value))
+    ]
+    kill_finetune(command, output, "ray_train/*/epoch-0001-step-000000")
+    before = len(runs())
+    monkeypatch.setattr(registry, "LOCKED_AT_MOST", 0.5)
+    locked_at = Path(trial.directory(str(output))) / "scores.json"
+    with (
+        locked_once(locked_at, setting.folder / "mlflow.db"),
+        pytest.raises(RegistryUnavailable, match="database is locked"),
+    ):
+        setting.run(output, pooling="mean", registered_model="late")
+    assert len(runs()) == before
+    summary = register.run(build(register.RegisterConfig, {"output": str(output)}))
+    assert [found["version"] for found in summary["trials"]] == [1]
+    assert_same(output, whole, trial)
 
 
 @pytest.mark.slow
