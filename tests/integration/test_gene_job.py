@@ -241,6 +241,7 @@ def test_two_workers_learn_what_one_does(setting: Setting, tmp_path: Path) -> No
     assert len(list((two / "predictions-report-tokens").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_driver_killed_and_a_store_lost_leave_the_same_genes(
     setting: Setting, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
