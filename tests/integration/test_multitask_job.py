@@ -371,8 +371,8 @@ def test_a_driver_killed_and_a_store_lost_leave_the_same_tasks(
 ) -> None:
     """Killed within the second epoch, then the same command; the store is locked as it trains, and then `register`."""
     whole, output, trial = tmp_path / "whole", tmp_path / "out", Trial("mean", 0)
-    setting.run(whole, pooling="mean")
-    flags = setting.flags(output, pooling="mean", registered_model="late")
+    setting.run(whole)
+    flags = setting.flags(output, registered_model="late")
     command = [
         part
         for name, value in flags.items()
@@ -386,7 +386,7 @@ def test_a_driver_killed_and_a_store_lost_leave_the_same_tasks(
         locked_once(locked_at, setting.folder / "mlflow.db"),
         pytest.raises(RegistryUnavailable, match="database is locked"),
     ):
-        setting.run(output, pooling="mean", registered_model="late")
+        setting.run(output, registered_model="late")
     assert len(runs()) == before
     summary = register.run(build(register.RegisterConfig, {"output": str(output)}))
     assert [found["version"] for found in summary["trials"]] == [1]

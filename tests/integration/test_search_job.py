@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.integration]
 EPOCHS, TRIALS = 3, 4
 SPACE = "learning_rate: {low: 1e-7, high: 2e-2, log: true}\nfreeze_layers: {choices: [0, 2]}\n"
 # Of a killed driver, two agents of Ray outlive the rest.
-SECONDS_TO_END = 180.0
+SECONDS_TO_END = 600.0  # a busy machine is no failure
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def reports(output: Path) -> list[list[Any]]:
     return found
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_best_is_trained_again_registered_and_recorded(setting: Setting, whole: tuple[Path, Run]) -> None:
     output, run = whole
     assert run.code == 0, run.errors
@@ -205,7 +205,7 @@ def test_the_best_is_trained_again_registered_and_recorded(setting: Setting, who
     assert again.code == 2 and "a finished run" in again.errors
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_search_that_is_stopped_and_killed_ends_as_if_it_had_not_been(
     setting: Setting, whole: tuple[Path, Run]
 ) -> None:
@@ -236,7 +236,7 @@ def test_a_search_that_is_stopped_and_killed_ends_as_if_it_had_not_been(
     assert summary["final"]["pooling"] == undisturbed["final"]["pooling"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_trial_that_diverges_scores_worst_and_is_no_error(setting: Setting) -> None:
     output = setting.folder / "diverged"
     (setting.folder / "far.yaml").write_text("learning_rate: {choices: [1.0e+30]}\n")
