@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from geneformer_ray.data.digests import digest_of
 from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.screen import Screen, check_share
 from geneformer_ray.distribute.screen_items import BATCH_PLAN, ScreenItems, count_cells, read_sequences, screen_code
+from geneformer_ray.distribute.screen_verified import VerifiedScreen
 from geneformer_ray.distribute.screen_worker import REJECTS
 from geneformer_ray.progress import say
 from ray_jobs.command_line import main, place
 from ray_jobs.model_argument import open_model
-from ray_jobs.screen_flags import NOT_IN_PLAN, ScreenConfig, check_flags, perturbation_plan
-from ray_jobs.screen_states import screen_states, states_path, what_states_are_made_of
+from ray_jobs.screen_flags import ScreenConfig, check_flags, perturbation_plan, recorded_flags
+from ray_jobs.screen_notices import notices
+from ray_jobs.screen_states import screen_states, states_of, states_path, what_states_are_made_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +53,12 @@ def run(config: ScreenConfig) -> dict[str, Any]:
     rows = _chosen_rows(config, table)
     sequences = itertools.chain.from_iterable(read_sequences(table, rows, model.vocabulary))
     plan = perturbation_plan(config, model.vocabulary, sequences)
-    counts = count_cells(table, rows, plan, model.vocabulary, int(model.config.max_position_embeddings))
+    gene_shifts = config.gene_shifts or config.gene_shifts_summary
+    method, named = config.screen_method(config.seed), {state: np.empty(0, np.float32) for state in states_of(config)}
+    reading = Reading(config.embedding, config.comparison, named, gene_shifts)
+    config.check_measurable(plan, reading, gene_summary=not config.gene_shifts)
+    longest = int(model.config.max_position_embeddings)
+    counts = count_cells(table, rows, plan, model.vocabulary, longest)
     why = "too long for the model, or with foreign tokens"
     check_share(counts.unfit, len(rows), config.max_rejected, why, "nothing was done")
     record = {
@@ -58,12 +66,12 @@ def run(config: ScreenConfig) -> dict[str, Any]:
         "cells": table.digest,
         "model": model.digest,
         "vocabulary": model.vocabulary.digest,
-        **config.model_dump(mode="json", exclude=NOT_IN_PLAN),
+        **recorded_flags(config),
         "rows": digest_of(rows),
         "states": what_states_are_made_of(config, table),
         "events": digest_of(counts.events, counts.lengths),
         "batch_plan": BATCH_PLAN,
-        "code": screen_code(),
+        "code": screen_code(method),
     }
     inputs = [cells, model.source, states_path(config)]
     storage.claim_output(output, record, overwrite=config.overwrite, resume=True, inputs=inputs)
@@ -72,25 +80,28 @@ def run(config: ScreenConfig) -> dict[str, Any]:
         pool = config.pool()
         runner = model.runner(layer=config.layer, precision=config.precision, digest=model.digest, **pool.execution())
         states = screen_states(config, table, model, runner, pool, storage.join(output, "states.json"))
-        gene_shifts = config.gene_shifts or config.gene_shifts_summary
-        screen = Screen(
+        how: dict[str, Any] = {"method": method, "plan": plan}
+        of_all = Screen(
             cells=cells,
-            items=ScreenItems.of_model(rows, counts, model.config, config.layer),
+            items=ScreenItems.of_model(rows, counts, model.config, config.layer, states=len(states), **how),
             runner=runner,
-            plan=plan,
-            reading=Reading(config.embedding, config.comparison, states, gene_shifts),
+            **how,
+            reading=replace(reading, states=states),
             output=output,
             gene_rows=config.gene_shifts,
             gene_summary=config.gene_shifts_summary,
             max_rejected=config.max_rejected,
         )
+        screen: Screen | VerifiedScreen = of_all
+        if config.method == "verified":
+            screen = VerifiedScreen(of_all, config.verification(config.seed), states_of(config)[1], longest)
         summary = screen.run(pool, model.vocabulary)
     tables = [*screen.tables, *([REJECTS] if summary["rejected"] else [])]
     summary |= {"output": output, "tables": {name.lstrip("_"): storage.join(output, name) for name in tables}}
-    if summary["rejected"]:
-        say(f"{summary['rejected']:,} of {summary['cells']:,} cells set aside: see {storage.join(output, REJECTS)}")
+    for line in notices(summary, config):
+        say(line)
     storage.finish_output(output, record, summary)
-    screen.discard_sums()
+    screen.discard()
     return summary
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from geneformer_ray.data.gene_lists import read_gene_list, read_gene_sets
 from geneformer_ray.errors import InputError
 from geneformer_ray.settings import Settings
 from ray_jobs.command_line import place
+from ray_jobs.first_order_flags import FirstOrderFlags
 from ray_jobs.pool_flags import PoolConfig
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
-__all__ = ["NOT_IN_PLAN", "ScreenConfig", "check_flags", "perturbation_plan"]
+__all__ = ["ScreenConfig", "check_flags", "perturbation_plan", "recorded_flags"]
 
 
-class ScreenConfig(PoolConfig):
+class ScreenConfig(PoolConfig, FirstOrderFlags):
     """Flags of ``python -m ray_jobs.screen``."""
 
     cells: str = Field(description="table of tokenised cells")
@@ -65,7 +66,7 @@ class ScreenConfig(PoolConfig):
     )
     precision: Literal["fp32", "bf16", "auto"] = Field("fp32", description="what matrix products are computed in")
     max_cells: int | None = Field(None, ge=1, description="a random sample of this many cells")
-    seed: int = Field(0, ge=0, description="of the sample")
+    seed: int = Field(0, ge=0, description="of the sample, and of what estimates are held against")
     max_rejected: float = Field(
         0.01, ge=0, le=1, description="share of cells that may be set aside (OUTPUT/_rejects) before the run fails"
     )
@@ -75,11 +76,14 @@ LONGEST_NAME = 255  # bytes, of a file
 
 # Flags that change no row: a run may go on with others.
 NOT_IN_PLAN = {"output", "cells", "model", "vocabulary", "max_rejected", *PoolConfig.model_fields}
+# And those that are recorded where they change something: see FirstOrderFlags.recorded.
+RECORDED_APART = {*FirstOrderFlags.model_fields} - {*PoolConfig.model_fields}
 
 
 def check_flags(config: ScreenConfig) -> None:
     """Refuse flags that do not go together, and what is not written yet."""
     config.check_workers()
+    config.check_method()
     if config.rank_shift is not None and config.perturbation not in ("inhibit", "activate"):
         raise InputError("--rank-shift", f"{config.rank_shift} to {config.perturbation}", "inhibit or activate")
     if config.gene_sets is not None and config.genes != "all":
@@ -94,6 +98,11 @@ def check_flags(config: ScreenConfig) -> None:
         raise InputError(
             "--alternatives, --state-embeddings", "no states", "--state-column, --start and --goal as well"
         )
+
+
+def recorded_flags(config: ScreenConfig) -> dict[str, Any]:
+    """Give the flags that decide a screen's rows, as its plan records them."""
+    return config.model_dump(mode="json", exclude=NOT_IN_PLAN | RECORDED_APART) | config.recorded()
 
 
 def perturbation_plan(
@@ -113,7 +122,9 @@ def perturbation_plan(
         genes = genes_in_enough_cells(sequences, vocabulary, config.min_cells)
     anchor = None if config.anchor is None else tokens[resolve(config.anchor, "--anchor")]
     shift = config.rank_shift or 1
-    return PerturbationPlan(config.perturbation, genes, config.together, anchor, config.combine, sets, shift)
+    return PerturbationPlan(
+        config.perturbation, genes, config.together, anchor, config.combine, sets, shift, config.ranks
+    )
 
 
 def _listed(genes: str) -> list[str]:

@@ -19,9 +19,16 @@ if TYPE_CHECKING:
     from ray_jobs.model_argument import OpenedModel
     from ray_jobs.screen_flags import ScreenConfig
 
-__all__ = ["screen_states", "states_path", "what_states_are_made_of"]
+__all__ = ["screen_states", "states_of", "states_path", "what_states_are_made_of"]
 
 FLAG = "--state-embeddings"
+
+
+def states_of(config: ScreenConfig) -> list[str]:
+    """Name the states that shifts are measured towards, start and goal first; none in a screen of similarities."""
+    if config.state_column is None or config.start is None or config.goal is None:
+        return []
+    return list(dict.fromkeys([config.start, config.goal, *config.alternatives]))
 
 
 def states_path(config: ScreenConfig) -> str | None:
@@ -44,9 +51,9 @@ def screen_states(
     config: ScreenConfig, table: CellTable, model: OpenedModel, runner: dict[str, Any], pool: Pool, file: str
 ) -> dict[str, NDArray[np.float32]]:
     """Read the states' embeddings, or compute them over all cells of each state; keep them in `file`, of the output."""
-    if config.state_column is None or config.start is None or config.goal is None:
+    wanted = states_of(config)
+    if config.state_column is None or not wanted:
         return {}
-    wanted = list(dict.fromkeys([config.start, config.goal, *config.alternatives]))
     made_with = model.made_with(config.embedding, config.layer)
     path = states_path(config)
     if storage.exists(file):  # of an earlier run of this plan: the same to the last bit

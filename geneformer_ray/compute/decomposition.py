@@ -83,6 +83,8 @@ def decomposed_rows(
     gene: Sequence[CellShifts],
     states: Sequence[str],
     names: NDArray[np.object_],
+    *,
+    exact: tuple[Sequence[NDArray[np.bool_]], Sequence[NDArray[np.bool_]]] | None = None,
 ) -> pa.Table:
     """Give three rows an event and state: ``shift``, ``shift_gene`` and ``shift_rank``, measure by measure.
 
@@ -94,11 +96,18 @@ def decomposed_rows(
         The reading's states, in the order of the values' columns.
     names
         Token names by id, shape (vocabulary,).
+    exact
+        Where some values are estimates: which events of `full` and of `gene` are not, a pair of lists of shape
+        (events,). What the ranks make is exact where both are.
     """
     if not states:
         raise InputError("--decompose", "a screen without states", "shifts to states")
     rank = [decompose(whole, part) for whole, part in zip(full, gene, strict=True)]
-    parts = zip(MEASURES, (full, gene, rank), strict=True)
+    known: list[Sequence[NDArray[np.bool_]] | None] = [None] * len(MEASURES)
+    if exact is not None:
+        known = [*exact, [whole_E & part_E for whole_E, part_E in zip(*exact, strict=True)]]
+    parts = zip(MEASURES, (full, gene, rank), known, strict=True)
     return pa.concat_tables(
-        cell_shift_rows(cell_ids, shifts, states, names, measure=measure) for measure, shifts in parts
+        cell_shift_rows(cell_ids, shifts, states, names, measure=measure, exact=exact_E)
+        for measure, shifts, exact_E in parts
     )

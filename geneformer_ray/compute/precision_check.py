@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from geneformer_ray.compute.first_order import first_order_cells
 from geneformer_ray.compute.shifts import shift_cells
 
 if TYPE_CHECKING:
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geneformer_ray.compute.encoder import Encoder
+    from geneformer_ray.compute.first_order import FirstOrder
     from geneformer_ray.compute.perturbation import PerturbationPlan
     from geneformer_ray.compute.reading import Reading
+    from geneformer_ray.compute.shifts import CellShifts
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
 __all__ = ["compare_precision", "merge_precision"]
@@ -30,6 +33,7 @@ def compare_precision(
     plan: PerturbationPlan,
     reading: Reading,
     vocabulary: GeneVocabulary,
+    settings: FirstOrder | None = None,
 ) -> dict[str, float]:
     """Measure some events of each cell with both encoders.
 
@@ -41,6 +45,8 @@ def compare_precision(
         Each cell's token ids.
     plan, reading
         The screen's.
+    settings
+        Those of a first-order screen: all events of the cells are estimated with both. None compares exact values.
 
     Returns
     -------
@@ -48,9 +54,13 @@ def compare_precision(
         ``events`` compared; ``largest_error`` of any value; ``largest_value`` in float32, to set it against: of
         shifts, or of 1 - similarity without states; ``squared_error``, summed, and ``values``, how many.
     """
-    ours, theirs = (
-        shift_cells(one, sequences, plan, reading, vocabulary, most_events=EVENTS_A_CELL) for one in (encoder, exact)
-    )
+
+    def measured(one: Encoder) -> list[CellShifts]:
+        if settings is None:
+            return shift_cells(one, sequences, plan, reading, vocabulary, most_events=EVENTS_A_CELL)
+        return [cell.shifts for cell in first_order_cells(one, sequences, plan, reading, vocabulary, settings)]
+
+    ours, theirs = measured(encoder), measured(exact)
     values = np.concatenate([cell.values_ES.ravel() for cell in theirs]).astype(np.float64)
     error = np.concatenate([cell.values_ES.ravel() for cell in ours]) - values
     effect = values if reading.states else 1 - values

@@ -29,7 +29,7 @@ NUMBERS = {
     "states": "states' cells or embeddings",
 }
 CELLS = {"rows": "choice of cells (--filter, --start, --max-cells, --seed)"}
-PERTURBATION = {"perturbation": "--perturbation", "rank_shift": "--rank-shift"}
+PERTURBATION = {"perturbation": "--perturbation", "rank_shift": "--rank-shift", "ranks": "--ranks"}
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
     from geneformer_ray.compute.shifts import CellShifts
 
-__all__ = ["CELL_SHIFTS", "GENE_SHIFTS", "cell_shift_rows", "gene_shift_rows"]
+__all__ = ["CELL_SHIFTS", "EXACT", "GENE_SHIFTS", "cell_shift_rows", "gene_shift_rows"]
 
 _GENES = pa.list_(pa.string())
 CELL_SHIFTS = pa.schema(
     {"cell_id": pa.string(), "genes": _GENES, "measure": pa.string(), "state": pa.string(), "value": pa.float32()}
 )
+# The column that tells what the exact engine measured, in tables that hold estimates as well.
+EXACT = "exact"
 GENE_SHIFTS = pa.schema({"cell_id": pa.string(), "genes": _GENES, "affected": pa.string(), "value": pa.float32()})
 
 
@@ -30,6 +32,7 @@ def cell_shift_rows(
     names: NDArray[np.object_],
     *,
     measure: str = "shift",
+    exact: Sequence[NDArray[np.bool_]] | None = None,
 ) -> pa.Table:
     """Give one row an event and state, or one row of similarity an event without states.
 
@@ -43,6 +46,8 @@ def cell_shift_rows(
         Token names by id, shape (vocabulary,).
     measure
         What the values towards states are called; without states they are similarities.
+    exact
+        Where some values are estimates: which of each cell's events are not, shape (events,). They become a column.
     """
     measure, states = (measure, states) if states else ("similarity", [""])
     events = [len(cell) for cell in shifts]
@@ -55,7 +60,11 @@ def cell_shift_rows(
         pa.array(np.tile(np.array(states, dtype=object), sum(events)), pa.string()),
         pa.array(np.concatenate(values) if values else np.empty(0, np.float32)),
     ]
-    return pa.table(columns, schema=CELL_SHIFTS)
+    table = pa.table(columns, schema=CELL_SHIFTS)
+    if exact is None:
+        return table
+    exact_E = np.concatenate([np.empty(0, dtype=bool), *exact])
+    return table.append_column(EXACT, pa.array(np.repeat(exact_E, len(states))))
 
 
 def gene_shift_rows(cell_ids: Sequence[str], shifts: Sequence[CellShifts], names: NDArray[np.object_]) -> pa.Table:

@@ -12,12 +12,55 @@ from scipy.stats import pearsonr, spearmanr
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from numpy.typing import NDArray
 
-__all__ = ["LEAST_SPEARMAN", "Agreement", "agreement", "gene_agreement", "genes_to_verify"]
+__all__ = [
+    "LEAST_SPEARMAN",
+    "Agreement",
+    "ControlCells",
+    "Verification",
+    "agreement",
+    "control_genes_statement",
+    "gene_agreement",
+    "genes_to_verify",
+    "warning_of",
+]
 
 # Below this the order of genes is not the exact engine's any more.
 LEAST_SPEARMAN = 0.9
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How much is measured exactly, once all is estimated.
+
+    Parameters
+    ----------
+    top
+        How many genes with the largest mean over their cells, of either sign.
+    controls
+        How many of the others, at random.
+    control_cells
+        Of how many random cells every gene.
+    seed
+        Draws genes and cells.
+    """
+
+    top: int = 50
+    controls: int = 50
+    control_cells: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (
+            ("--top", self.top, 1),
+            ("--controls", self.controls, 0),
+            ("--control-cells", self.control_cells, 1),
+        ):
+            if value < least:
+                raise InputError(flag, value, f"at least {least}")
 
 
 @dataclass(frozen=True)
@@ -94,6 +137,95 @@ def gene_agreement(
     cells_G = np.bincount(code_N)
     exact_G, estimate_G = (np.bincount(code_N, weights=value_N) / cells_G for value_N in (exact_N, estimate_N))
     return agreement(exact_G, estimate_G, top=top)
+
+
+@dataclass(frozen=True)
+class ControlCells:
+    """Cells of which every gene was estimated and measured exactly, values of one measure towards one state.
+
+    Parameters
+    ----------
+    cell_N, gene_N
+        Codes of each value's cell and gene, shape (values,).
+    exact_N, estimate_N
+        The values.
+    """
+
+    cell_N: NDArray[np.integer]
+    gene_N: NDArray[np.integer]
+    exact_N: NDArray[np.floating]
+    estimate_N: NDArray[np.floating]
+
+    def of_cells(self, top: int) -> list[Agreement]:
+        """Compare cell by cell."""
+        cells = [np.flatnonzero(self.cell_N == cell) for cell in np.unique(self.cell_N)]
+        return [agreement(self.exact_N[rows], self.estimate_N[rows], top=top) for rows in cells]
+
+    def of_genes(self, top: int) -> Agreement:
+        """Compare the genes' means over these cells."""
+        return gene_agreement(self.gene_N, self.exact_N, self.estimate_N, top=top)
+
+    def trusted(self, top: int) -> bool:
+        """Whether the order of genes is the exact engine's, in most of the cells and over all of them."""
+        cells = self.of_cells(top)
+        return self.of_genes(top).trusted and 2 * sum(one.trusted for one in cells) > len(cells)
+
+    def statement(self, top: int) -> dict[str, dict[str, float | int | None]]:
+        """Give ``per_cell``, median and minimum over the cells, and ``aggregated``, over the genes' means."""
+        cells, genes = self.of_cells(top), self.of_genes(top)
+        per_cell: dict[str, float | int | None] = {"cells": len(cells)}
+        for name in ("spearman", "pearson", "recall"):
+            # One that is unknown makes them unknown: it may be the worst.
+            found = [getattr(one, name) for one in cells]
+            per_cell |= {f"{name}_median": _known(np.median(found)), f"{name}_min": _known(np.min(found))}
+        aggregated = {name: _known(getattr(genes, name)) for name in ("spearman", "pearson", "recall")}
+        return {"per_cell": per_cell, "aggregated": {"genes": genes.events, "top": genes.top, **aggregated}}
+
+
+def control_genes_statement(parts: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, float | int | None]:
+    """Say how far genes that were drawn at random agree, over all cells.
+
+    Parameters
+    ----------
+    parts
+        Of some cells each: gene -> how many values it has, the sum of the estimates, the sum of the exact values.
+
+    Returns
+    -------
+    dict
+        ``genes``, and the correlations of their means, ``spearman`` and ``pearson``.
+    """
+    sums: dict[str, list[Sequence[float]]] = {}
+    for part in parts:
+        for gene, of_gene in part.items():
+            sums.setdefault(gene, []).append(of_gene)
+    total_G3 = np.array([[math.fsum(column) for column in zip(*sums[gene], strict=True)] for gene in sorted(sums)])
+    rows_G, estimate_G, exact_G = total_G3.reshape(-1, 3).T
+    found = agreement(exact_G / rows_G, estimate_G / rows_G, top=1)
+    return {"genes": found.events, "spearman": _known(found.spearman), "pearson": _known(found.pearson)}
+
+
+def warning_of(measures: Mapping[str, ControlCells], top: int) -> str | None:
+    """Say where first order is not to be trusted; None where it is."""
+    bad = [f"{name} ({_how_far(cells, top)})" for name, cells in measures.items() if not cells.trusted(top)]
+    if not bad:
+        return None
+    return (
+        f"first order is not to be trusted for this model: Spearman below {LEAST_SPEARMAN:g} on the control cells for "
+        f"{', '.join(bad)}. Only rows marked exact can be relied on; the others want --method exact"
+    )
+
+
+def _how_far(cells: ControlCells, top: int) -> str:
+    found = cells.statement(top)
+    values = found["aggregated"]["spearman"], found["per_cell"]["spearman_median"]
+    over, median = ("unknown" if value is None else f"{value:.2f}" for value in values)
+    return f"{over} over the cells, median of a cell {median}"
+
+
+def _known(value: float | np.floating) -> float | None:
+    """Give a number as summaries take it: JSON has none for what is not known."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def genes_to_verify(

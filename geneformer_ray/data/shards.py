@@ -22,6 +22,8 @@ __all__ = [
     "finished_items",
     "forget_attempts",
     "mark_finished",
+    "read_shard",
+    "shard_file",
     "write_shard",
 ]
 
@@ -45,8 +47,18 @@ def write_shard(
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), VOCABULARY_KEY: vocabulary.encode()})
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", **encoding)
-    name = f"part-{number:06d}.parquet"
-    storage.write_bytes(storage.join(output, table_name, name), buffer.getvalue().to_pybytes())
+    storage.write_bytes(shard_file(output, table_name, number), buffer.getvalue().to_pybytes())
+
+
+def shard_file(output: str, table_name: str, number: int) -> str:
+    """Say where an item's rows of a table lie."""
+    return storage.join(output, table_name, f"part-{number:06d}.parquet")
+
+
+def read_shard(output: str, table_name: str, number: int) -> pa.Table:
+    """Read one item's rows of a table, without what their schema says of vocabularies."""
+    buffer = pa.BufferReader(storage.read_bytes(shard_file(output, table_name, number)))
+    return pq.read_table(buffer).replace_schema_metadata(None)
 
 
 def mark_finished(output: str, number: int, counts: Mapping[str, Any]) -> dict[str, Any]:

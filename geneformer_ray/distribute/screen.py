@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from geneformer_ray.compute.gene_shift_summary import BUCKETS
-from geneformer_ray.compute.precision_check import merge_precision
+from geneformer_ray.compute.screen_method import ScreenMethod
 from geneformer_ray.data import storage
 from geneformer_ray.data.shards import each_finished, forget_attempts
 from geneformer_ray.distribute.fan_out import Pool, fan_out
 from geneformer_ray.distribute.job_metrics import count_resumed
+from geneformer_ray.distribute.screen_totals import ScreenTotals
 from geneformer_ray.distribute.screen_worker import (
     CELL_SHIFTS,
     GENE_SHIFTS,
@@ -26,35 +26,14 @@ from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from geneformer_ray.compute.perturbation import PerturbationPlan
     from geneformer_ray.compute.reading import Reading
     from geneformer_ray.data.vocabulary import GeneVocabulary
     from geneformer_ray.distribute.screen_items import ScreenItems
 
-__all__ = ["Screen", "check_share"]
-
-COUNTED = ("events", "rows", "gene_rows", "events_skipped", "events_without_a_gene_to_compare", "events_rejected")
-
-
-@dataclass
-class _Totals:
-    """What all finished items came to."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    precision: list[dict[str, float]] = field(default_factory=list)
-    rejected: dict[str, str] = field(default_factory=dict)
-    rejecting: set[int] = field(default_factory=set)
-
-    def add(self, item: dict[str, Any]) -> int:
-        """Add what one item came to; give how many events it is done with."""
-        self.counts.update({name: item[name] for name in COUNTED})
-        self.precision += [item["precision"]] if item["precision"] else []
-        # By row: the parts of one cell are one cell.
-        self.rejected |= item["rejected"]
-        self.rejecting |= {item["item"]} if item["rejected"] else set()
-        return sum(item[name] for name in ("events", "events_without_a_gene_to_compare", "events_rejected"))
+__all__ = ["Screen", "check_rejected", "check_share"]
 
 
 @dataclass(frozen=True)
@@ -69,14 +48,16 @@ class Screen:
         What there is to do.
     runner
         Options of :func:`open_runner`.
-    plan, reading
-        What is done, and what is compared.
+    plan, reading, method
+        What is done, what is compared, and how it is measured.
     output
         The output directory.
     gene_rows, gene_summary
         What is kept of gene shifts: every one, and count, mean and deviation a pair.
     max_rejected
         The share of cells above which the run fails.
+    title
+        What progress is called.
     """
 
     cells: str
@@ -88,6 +69,8 @@ class Screen:
     gene_rows: bool = False
     gene_summary: bool = False
     max_rejected: float = 1.0
+    method: ScreenMethod = field(default_factory=ScreenMethod)
+    title: str = "screen"
 
     @property
     def tables(self) -> list[str]:
@@ -96,7 +79,14 @@ class Screen:
         return [CELL_SHIFTS, *(name for name, wanted in gene_tables.items() if wanted)]
 
     def run(self, pool: Pool, vocabulary: GeneVocabulary) -> dict[str, Any]:
-        """Do every item that no earlier run finished; give the counts of all."""
+        """Do every item that no earlier run finished, and say what came of all."""
+        totals = self.measure(pool)
+        if self.gene_summary:
+            self._summarise(vocabulary)
+        return totals.summary(self.items)
+
+    def measure(self, pool: Pool) -> ScreenTotals:
+        """Do every item that no earlier run finished; give the sums of all."""
         reading = {
             **asdict(self.reading),
             "states": {state: vector.tolist() for state, vector in self.reading.states.items()},
@@ -108,56 +98,36 @@ class Screen:
             "reading": reading,
             "output": self.output,
             "tables": self.tables,
+            "method": self.method,
         }
         forget_attempts(self.output)
-        totals, done, events_done = _Totals(), set(), 0
+        totals, done, events_done = ScreenTotals(), set(), 0
         for counts in each_finished(self.output):
             done.add(counts["item"])
             events_done += totals.add(counts)
-        self._check_rejected(totals)
+        check_rejected(totals.rejected, len(self.items.rows), self.max_rejected, self.output)
         count_resumed(done)
         todo = (item for item in self.items if item["item"] not in done)
-        with Progress("screen", int(self.items.counts.events.sum()), "events", done=events_done) as progress:
+        with Progress(self.title, int(self.items.counts.events.sum()), "events", done=events_done) as progress:
             for counts in fan_out(ScreenWorker, options, todo, pool):
                 progress.advance(totals.add(counts))
-                self._check_rejected(totals)
+                check_rejected(totals.rejected, len(self.items.rows), self.max_rejected, self.output)
         torn = list(self._torn(totals))
         if torn:
             for _ in fan_out(ScreenWorker, options, torn, pool):
                 pass  # counted below, with all others
-            totals = _Totals()
+            totals = ScreenTotals()
             for counts in each_finished(self.output):
                 totals.add(counts)
         forget_attempts(self.output)
-        if self.gene_summary:
-            self._summarise(vocabulary)
-        return self._summary(totals)
+        return totals
 
-    def _torn(self, totals: _Totals) -> Iterator[dict[str, Any]]:
+    def _torn(self, totals: ScreenTotals) -> Iterator[dict[str, Any]]:
         """Give the parts that went well of cells of which another part did not: a cell is whole, or set aside."""
         for item in self.items if totals.rejected else ():
             reason = totals.rejected.get(str(item["rows"][0])) if "part" in item else None
             if reason is not None and item["item"] not in totals.rejecting:
                 yield {**item, "reason": reason}
-
-    def _summary(self, totals: _Totals) -> dict[str, Any]:
-        cells, rejected = len(self.items.rows), len(totals.rejected)
-        precision = merge_precision(totals.precision)
-        return {
-            "cells": cells,
-            **{name: totals.counts[name] for name in COUNTED},
-            "cells_without_events": int((self.items.counts.events == 0).sum()) - self.items.counts.unfit,
-            "rejected": rejected,
-            "share_rejected": round(rejected / cells, 6),
-            **({"precision_error": precision} if precision else {}),
-        }
-
-    def _check_rejected(self, totals: _Totals) -> None:
-        if totals.rejected:
-            row, reason = next(iter(totals.rejected.items()))
-            why = f"row {row}: {reason}"
-            then = f"{self.output} keeps what is done, {REJECTS} the reasons; the same command with more goes on"
-            check_share(len(totals.rejected), len(self.items.rows), self.max_rejected, why, then)
 
     def _summarise(self, vocabulary: GeneVocabulary) -> None:
         """Merge the items' sums, bucket by bucket over the cluster."""
@@ -167,9 +137,27 @@ class Screen:
             for _ in fan_out(SummaryWorker, options, items, Pool.of_cluster(model=False)):
                 progress.advance(1)
 
-    def discard_sums(self) -> None:
+    def discard(self) -> None:
         """Delete what the summary was made of; until the output is finished a rerun needs it."""
         storage.remove(storage.join(self.output, PAIR_SUMS))
+
+
+def check_rejected(rejected: Mapping[str, str], cells: int, most: float, output: str) -> None:
+    """Fail a run that has set too many of its cells aside.
+
+    Parameters
+    ----------
+    rejected
+        Row number, as text -> the reason.
+    cells, most
+        How many cells there are, and the share of them that may be set aside.
+    output
+        Where what is done stays.
+    """
+    if rejected:
+        row, reason = next(iter(rejected.items()))
+        then = f"{output} keeps what is done, {REJECTS} the reasons; the same command with more goes on"
+        check_share(len(rejected), cells, most, f"row {row}: {reason}", then)
 
 
 def check_share(rejected: int, cells: int, most: float, why: str, then: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from geneformer_ray.compute.cell_events import cell_fault, count_events
+from geneformer_ray.compute.perturbation import PerturbationPlan
+from geneformer_ray.compute.screen_method import ScreenMethod
 from geneformer_ray.compute.shifts import EVENTS_THAT_SHARE, SHARING_LENGTH
 from geneformer_ray.compute.token_budget import MOST_TOKENS
 from geneformer_ray.data.digests import code_digest
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import BertConfig
 
-    from geneformer_ray.compute.perturbation import PerturbationPlan
     from geneformer_ray.data.cells import CellTable
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
@@ -46,15 +47,24 @@ BATCH_PLAN = {
 # The modules whose code decides the numbers, and what is written of them.
 SCREEN_CODE = (
     *("attention", "cell_events", "embedding", "encoder", "execution", "gene_shift_summary", "model_directory"),
-    *("model_runner", "perturbation", "precision_check", "reading", "shared_attention", "shift_tables", "shifts"),
-    *("token_budget", "trunk"),
+    *("model_runner", "perturbation", "precision_check", "reading", "screen_method", "shared_attention"),
+    *("shift_tables", "shifts", "token_budget", "trunk"),
 )
+# And those that decide nothing in a screen of exact shifts as they are.
+METHOD_CODE = (
+    *("attention_influence", "decomposition", "deletion_path", "first_order", "first_order_cell"),
+    *("first_order_figures", "linear_trunk", "verification", "verified_shifts"),
+)
+# What cuts a screen into items and does one; and chooses what a verified screen measures, and puts it in its place.
+ITEM_CODE, VERIFIED_CODE = ("screen_items", "screen_worker"), ("screen_chosen", "screen_merge", "screen_verified")
 
 
-def screen_code() -> str:
+def screen_code(method: ScreenMethod) -> str:
     """Hash the code that decides a screen's rows."""
-    items = [f"distribute/{name}.py" for name in ("screen_items", "screen_worker")]
-    return code_digest(*(f"compute/{name}.py" for name in SCREEN_CODE), *items)
+    plain = method == ScreenMethod()
+    compute = SCREEN_CODE if plain else (*SCREEN_CODE, *METHOD_CODE)
+    distribute = ITEM_CODE if plain else (*ITEM_CODE, *VERIFIED_CODE)
+    return code_digest(*(f"compute/{name}.py" for name in compute), *(f"distribute/{name}.py" for name in distribute))
 
 
 @dataclass(frozen=True)
@@ -117,8 +127,9 @@ def count_cells(
 class ScreenItems:
     """The items of a screen in row order, made one at a time.
 
-    Small cells are joined; a cell whose events exceed the bound is split. An event costs what the model multiplies for
-    the cell's tokens, attention included, so that items take about as long whatever the length of their cells.
+    Small cells are joined; a cell whose events exceed the bound is split, where its method can. A pass costs what the
+    model multiplies for the cell's tokens, attention included, so that items take about as long whatever the length of
+    their cells.
 
     Parameters
     ----------
@@ -126,6 +137,8 @@ class ScreenItems:
         Row numbers of the cells, shape (cells,), and what was counted of them.
     layers, width, feed_forward
         Of the trunk as far as it is computed.
+    method, plan, states
+        How cells are measured, what is done to them, and towards how many states: what a cell costs.
     """
 
     rows: NDArray[np.int64]
@@ -133,14 +146,20 @@ class ScreenItems:
     layers: int
     width: int
     feed_forward: int
+    method: ScreenMethod = field(default_factory=ScreenMethod)
+    plan: PerturbationPlan = field(default_factory=PerturbationPlan)
+    states: int = 0
 
     @classmethod
-    def of_model(cls, rows: NDArray[np.int64], counts: CellCounts, config: BertConfig, layer: int) -> ScreenItems:
+    def of_model(
+        cls, rows: NDArray[np.int64], counts: CellCounts, config: BertConfig, layer: int, **how: Any
+    ) -> ScreenItems:
         """Take the shape of a model whose `layer` is read."""
-        return cls(rows, counts, config.num_hidden_layers + layer, config.hidden_size, config.intermediate_size)
+        shape = config.num_hidden_layers + layer, config.hidden_size, config.intermediate_size
+        return cls(rows, counts, *shape, **how)
 
     def flops(self, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Give what one event costs in cells of these lengths: multiplications and additions."""
+        """Give what one pass costs in cells of these lengths: multiplications and additions."""
         a_layer = 4 * self.width**2 + 2 * self.width * self.feed_forward + 2 * self.width * lengths
         tokens = np.maximum(1, lengths)
         return np.asarray(tokens * np.maximum(FLOPS_PER_TOKEN, 2 * self.layers * a_layer), dtype=np.float64)
@@ -158,31 +177,33 @@ class ScreenItems:
         def joined() -> dict[str, Any]:
             return {"rows": waiting, **({"compare": True} if compare else {})}
 
-        for position, row, events, an_event in self._cells():
-            # The original is computed as well, even of a cell without events.
-            whole = (events + 1) * an_event
+        for position, row, events, passes, a_pass in self._cells():
+            whole = passes * a_pass
             if waiting and (cost + whole > FLOPS_PER_ITEM or len(waiting) == CELLS_PER_ITEM):
                 yield joined()
                 waiting, cost, compare = [], 0.0, False
-            if whole <= FLOPS_PER_ITEM:
+            if whole <= FLOPS_PER_ITEM or not self.method.cuts_cells:
                 waiting.append(row)
                 cost += whole
                 compare |= position in compared
                 continue
-            for start, stop in _parts(events, an_event):
+            for start, stop in _parts(events, self.method.times * a_pass):
                 first = {"compare": True} if position in compared and start == 0 else {}
                 yield {"rows": [row], "part": [start, stop], **first}
         if waiting:
             yield joined()
 
-    def _cells(self) -> Iterator[tuple[int, int, int, float]]:
-        """Give position, row, events and the cost of one event of each cell, in plain numbers."""
+    def _cells(self) -> Iterator[tuple[int, int, int, float, float]]:
+        """Give position, row, events, passes and the cost of one pass of each cell, in plain numbers."""
         for start in range(0, len(self.rows), CELLS_AT_ONCE):
             some = slice(start, start + CELLS_AT_ONCE)
+            events_C = self.counts.events[some]
+            # The original is computed as well, even of a cell without events.
+            passes = self.method.most_passes(events_C, self.plan, self.states).tolist()
             flops = self.flops(self.counts.lengths[some]).tolist()
-            numbers = zip(self.rows[some].tolist(), self.counts.events[some].tolist(), flops, strict=True)
-            for position, (row, events, an_event) in enumerate(numbers, start):
-                yield position, row, events, an_event
+            numbers = zip(self.rows[some].tolist(), events_C.tolist(), passes, flops, strict=True)
+            for position, (row, events, some_passes, a_pass) in enumerate(numbers, start):
+                yield position, row, events, some_passes, a_pass
 
 
 def _parts(events: int, an_event: float) -> list[tuple[int, int]]:

@@ -10,12 +10,13 @@ import pyarrow.dataset as ds
 import torch
 
 from geneformer_ray.compute.cell_events import cell_events, cell_fault
+from geneformer_ray.compute.first_order_figures import first_order_figures
 from geneformer_ray.compute.gene_shift_summary import pair_sums, summary_of_bucket
 from geneformer_ray.compute.perturbation import PerturbationPlan
 from geneformer_ray.compute.precision_check import compare_precision
 from geneformer_ray.compute.reading import Reading
-from geneformer_ray.compute.shift_tables import cell_shift_rows, gene_shift_rows
-from geneformer_ray.compute.shifts import CellShifts, shift_cells
+from geneformer_ray.compute.screen_method import ScreenedCell, ScreenMethod
+from geneformer_ray.compute.shift_tables import gene_shift_rows
 from geneformer_ray.compute.token_budget import TokenBudget, out_of_memory
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
@@ -56,6 +57,8 @@ class ScreenWorker:
         The output directory.
     tables
         The tables to write.
+    method
+        How cells are measured; by default exactly, as they are.
     """
 
     def __init__(
@@ -66,13 +69,14 @@ class ScreenWorker:
         reading: dict[str, Any],
         output: str,
         tables: Sequence[str],
+        method: ScreenMethod | None = None,
     ) -> None:
         self.table = CellTable(cells)
         self.runner = open_runner(runner)
         self.plan = PerturbationPlan(**plan)
         states = {state: np.array(vector, dtype=np.float32) for state, vector in reading["states"].items()}
         self.reading = Reading(**{**reading, "states": states})
-        self.output, self.tables = output, tables
+        self.output, self.tables, self.method = output, tables, method or ScreenMethod()
         self.names = np.array(self.runner.vocabulary.names, dtype=object)
         # Of this worker: what one item found too much is not tried again by the next.
         self.budget = TokenBudget.of_free_memory(self.runner.encoder.execution, self.runner.encoder.config)
@@ -95,26 +99,30 @@ class ScreenWorker:
         sequences = [vocabulary.adapt(ids, self.table.vocabulary_digest) for ids in cells.input_ids]
         part = range(*item["part"]) if "part" in item else None
         if "reason" in item:
-            found: list[CellShifts | str] = [item["reason"]]
+            found: list[ScreenedCell | str] = [item["reason"]]
         elif lost < LOST_TOGETHER:
             found = self._screen(sequences, part)
         else:
             found = self._one_by_one(attempt, item["rows"], sequences, part)
-        kept = [number for number, one in enumerate(found) if isinstance(one, CellShifts)]
-        shifts = [one for one in found if isinstance(one, CellShifts)]
+        kept = [number for number, one in enumerate(found) if isinstance(one, ScreenedCell)]
+        screened = [one for one in found if isinstance(one, ScreenedCell)]
         reasons = {number: one for number, one in enumerate(found) if isinstance(one, str)}
         cell_ids = [cells.cell_ids[number] for number in kept]
+        lengths = [len(sequences[number]) for number in kept]
         counts = {
             "cells": len(kept) if part is None or part.start == 0 else 0,  # a cell in parts is one cell
-            "tokens": sum(len(found) * len(sequences[number]) for number, found in zip(kept, shifts, strict=True)),
-            "events": sum(map(len, shifts)),
-            "events_skipped": sum(cell.skipped for cell in shifts),
-            "events_without_a_gene_to_compare": sum(cell.empty for cell in shifts),
+            "tokens": sum(cell.events_measured * length for cell, length in zip(screened, lengths, strict=True)),
+            "events": sum(map(len, screened)),
+            "events_skipped": sum(cell.shifts.skipped for cell in screened),
+            "events_without_a_gene_to_compare": sum(cell.shifts.empty for cell in screened),
             "events_rejected": sum(self._events(sequences[number], part) for number in reasons),
             "rejected": {str(item["rows"][number]): reason for number, reason in reasons.items()},
             "precision": self._precision([sequences[number] for number in kept[:1]]) if item.get("compare") else None,
         }
-        counts |= self._write(item["item"], cell_ids, shifts)
+        if (settings := self.method.first_order) is not None:
+            estimated = [item["rows"][number] for number, cell in zip(kept, screened, strict=True) if cell.estimated]
+            counts |= {"first_order": first_order_figures(screened, settings.tolerance), "estimated": estimated}
+        counts |= self._write(item["item"], cell_ids, screened)
         if reasons and (part is None or part.start == 0):  # of a cell in parts the first one tells
             rejects = {"cell_id": [cells.cell_ids[number] for number in reasons], "reason": list(reasons.values())}
             write_shard(self.output, REJECTS, item["item"], pa.table(rejects))
@@ -122,10 +130,10 @@ class ScreenWorker:
         end_attempts(self.output, attempt, lost)
         return finished
 
-    def _write(self, number: int, cell_ids: Sequence[str], shifts: Sequence[CellShifts]) -> dict[str, int]:
+    def _write(self, number: int, cell_ids: Sequence[str], cells: Sequence[ScreenedCell]) -> dict[str, int]:
         """Write an item's shards; count their rows."""
-        digest = self.runner.vocabulary.digest
-        rows = cell_shift_rows(cell_ids, shifts, list(self.reading.states), self.names)
+        digest, shifts = self.runner.vocabulary.digest, [cell.shifts for cell in cells]
+        rows = self.method.rows(cell_ids, cells, list(self.reading.states), self.names)
         write_shard(self.output, CELL_SHIFTS, number, rows, vocabulary=digest)
         gene_rows = 0
         if GENE_SUMMARY in self.tables:
@@ -143,7 +151,8 @@ class ScreenWorker:
         if not sequences or encoder.execution.dtype == torch.float32:
             return None
         exact = self.runner.exact_encoder()
-        return compare_precision(encoder, exact, sequences, self.plan, self.reading, self.runner.vocabulary)
+        vocabulary, settings = self.runner.vocabulary, self.method.first_order
+        return compare_precision(encoder, exact, sequences, self.plan, self.reading, vocabulary, settings)
 
     def _events(self, ids: NDArray[np.int32], part: range | None) -> int:
         """Count the events that a cell set aside would have had; none where it has no events at all."""
@@ -156,9 +165,9 @@ class ScreenWorker:
 
     def _one_by_one(
         self, attempt: str, rows: Sequence[int], sequences: Sequence[NDArray[np.int32]], part: range | None
-    ) -> list[CellShifts | str]:
+    ) -> list[ScreenedCell | str]:
         """Screen cells each on its own, noted down before: one of them ends the process that screens it."""
-        found: list[CellShifts | str] = []
+        found: list[ScreenedCell | str] = []
         for row, ids in zip(rows, sequences, strict=True):
             lost = begin_attempt(self.output, f"{attempt}.{row}")
             if lost >= LOST_ALONE:
@@ -168,19 +177,19 @@ class ScreenWorker:
             end_attempts(self.output, f"{attempt}.{row}", lost)
         return found
 
-    def _screen(self, sequences: Sequence[NDArray[np.int32]], part: range | None) -> list[CellShifts | str]:
+    def _screen(self, sequences: Sequence[NDArray[np.int32]], part: range | None) -> list[ScreenedCell | str]:
         """Give each cell's numbers, or the reason why it has none."""
-        found: list[CellShifts | str] = [self._fault(ids) for ids in sequences]
+        found: list[ScreenedCell | str] = [self._fault(ids) for ids in sequences]
         fit = [number for number, fault in enumerate(found) if not fault]
         for number, one in zip(fit, self._measured([sequences[number] for number in fit], part), strict=True):
             found[number] = one
         return found
 
-    def _measured(self, sequences: Sequence[NDArray[np.int32]], part: range | None) -> list[CellShifts | str]:
+    def _measured(self, sequences: Sequence[NDArray[np.int32]], part: range | None) -> list[ScreenedCell | str]:
         """Measure cells together; where that fails one by one, so that only those that fail alone are set aside."""
         runner = self.runner
         try:
-            shifts = shift_cells(
+            cells = self.method.screen(
                 runner.encoder,
                 sequences,
                 self.plan,
@@ -195,10 +204,10 @@ class ScreenWorker:
             if len(sequences) == 1:
                 return [f"{type(error).__name__}: {' '.join(str(error).split())}"]
             return [one for ids in sequences for one in self._measured([ids], part)]
-        return [_unless_finite(cell) or cell for cell in shifts]
+        return [_unless_finite(cell) or cell for cell in cells]
 
 
-def _unless_finite(cell: CellShifts) -> str:
+def _unless_finite(cell: ScreenedCell) -> str:
     events = cell.not_finite()
     return f"{events} of {len(cell)} events gave a value that is not a finite number" if events else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geneformer_ray.compute.first_order import FirstOrder
 from geneformer_ray.compute.model_directory import weights_digest
 from geneformer_ray.compute.perturbation import PerturbationPlan
+from geneformer_ray.compute.screen_method import ScreenMethod
 from geneformer_ray.compute.shifts import EVENTS_THAT_SHARE
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import write_shard
@@ -21,10 +24,12 @@ from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.distribute.screen_items import (
     CELLS_PER_ITEM,
     FLOPS_PER_ITEM,
+    METHOD_CODE,
     SCREEN_CODE,
     CellCounts,
     ScreenItems,
     count_cells,
+    screen_code,
 )
 from geneformer_ray.distribute.worker_model import open_runner
 from geneformer_ray.errors import InputError
@@ -106,11 +111,50 @@ def test_progress_counts_an_earlier_run_as_done_but_not_for_the_rate(monkeypatch
     assert said.getvalue() == "screen: 850 of 1,000 events, 5/s, 30 s left\n"
 
 
-def test_the_digest_of_the_code_covers_what_a_worker_imports() -> None:
-    """Modules of the compute floor that these import decide numbers too."""
+def imported(module: str) -> set[str]:
+    """The modules of the compute floor that one of them imports."""
     compute = Path(__file__).parents[2] / "geneformer_ray" / "compute"
-    wanted = set(SCREEN_CODE)
-    for name in SCREEN_CODE:
-        lines = [line.strip() for line in (compute / f"{name}.py").read_text().splitlines()]
-        imported = [line.split()[1] for line in lines if line.startswith("from geneformer_ray.compute.")]
-        assert {module.rsplit(".", 1)[1] for module in imported} <= wanted, name
+    lines = [line.strip() for line in (compute / f"{module}.py").read_text().splitlines()]
+    names = [line.split()[1] for line in lines if line.startswith("from geneformer_ray.compute.")]
+    return {name.rsplit(".", 1)[1] for name in names}
+
+
+def test_the_digest_of_the_code_covers_what_a_worker_imports() -> None:
+    """Modules of the compute floor that these import decide numbers too; of the exact engine, none of the others."""
+    assert not set(SCREEN_CODE) & set(METHOD_CODE)
+    for name in (*SCREEN_CODE, *METHOD_CODE):
+        assert imported(name) <= {*SCREEN_CODE, *METHOD_CODE}, name
+        # These two alone know of both.
+        assert name in METHOD_CODE or name in ("screen_method", "precision_check") or imported(name) <= set(SCREEN_CODE)
+    exact, *others = [
+        screen_code(method)
+        for method in (ScreenMethod(), ScreenMethod(decompose=True), ScreenMethod(first_order=FirstOrder()))
+    ]
+    assert exact not in others
+
+
+@given(st.lists(st.tuples(st.integers(0, 4_000), st.integers(0, 4_000)), max_size=40), st.booleans())
+def test_a_cell_that_is_estimated_is_in_one_item(cells: list[tuple[int, int]], decompose: bool) -> None:
+    method = ScreenMethod(decompose, FirstOrder())
+    items = replace(items_of(cells, layers=11, width=768, feed_forward=3_072), method=method, states=2)
+    work = items.flops(items.counts.lengths) * method.most_passes(items.counts.events, items.plan, 2)
+    listed = list(items)
+    assert [row for item in listed for row in item["rows"]] == items.rows.tolist()
+    for item in listed:
+        assert "part" not in item
+        assert len(item["rows"]) == 1 or sum(work[row - 10] for row in item["rows"]) <= FLOPS_PER_ITEM * (1 + 1e-9)
+
+
+def test_what_costs_less_makes_fewer_items() -> None:
+    """Estimates of long cells, and twice the work where deletions are taken apart."""
+    usual = items_of([(2_000, 2_000)] * 40)
+    number = {
+        name: len(list(replace(usual, method=method, states=2)))
+        for name, method in {
+            "exact": ScreenMethod(),
+            "apart": ScreenMethod(decompose=True),
+            "estimated": ScreenMethod(first_order=FirstOrder(most_cost=0.05)),
+        }.items()
+    }
+    assert number["apart"] > 1.8 * number["exact"]
+    assert number["estimated"] < 0.1 * number["exact"]
