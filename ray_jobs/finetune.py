@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from geneformer_ray.compute.multitask import check_task_weights
 from geneformer_ray.data import storage
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.data.splits import NO_LABEL
@@ -13,7 +12,6 @@ from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.finetune import finetune_trials
 from geneformer_ray.distribute.learned_labels import learn_labels
 from geneformer_ray.distribute.train_workers import discard_checkpoints
-from geneformer_ray.errors import InputError
 from geneformer_ray.manage.registry import open_store, without_credentials
 from geneformer_ray.manage.trained_run import TrainedRun
 from geneformer_ray.manage.trial_records import Record, record_trials
@@ -32,14 +30,13 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     check_flags(config)
     if config.task == "genes":
         return run_genes(config)
-    weights = _task_weights(config)
     inputs = TrainingInputs.open(config)
     output, table, model = inputs.output, inputs.table, inputs.model
     splits = config.splits(table)
     folds = [None] if config.folds is None else range(config.folds)
     trials = [Trial(*each) for each in itertools.product(config.pooling, config.seeds, folds)]
     plan = inputs.plan(config) | {
-        **({"label": config.label[0]} if len(weights) == 1 else {"label": [*weights], "task_weights": weights}),
+        **config.labels_in_plan(),
         "group": config.group,
         "groups": [split.groups for split in splits],
         "labels": splits[0].labels,
@@ -61,7 +58,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     if not TrainedRun.present_in(output):  # else the store was out of reach when all was trained
         with connected():
             finetune_trials(
-                inputs.worker_config(config), trials, [learn_labels(split, weights) for split in splits],
+                inputs.worker_config(config), trials, [learn_labels(split, config.weights()) for split in splits],
                 workers=config.workers(), precision=config.precision,
             )  # fmt: skip
     record = Record(table, model.vocabulary, splits, manifests, trials, output, config.registered_model, plan)
@@ -70,15 +67,6 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     storage.finish_output(output, plan, summary)
     discard_checkpoints(output)
     return summary
-
-
-def _task_weights(config: FinetuneConfig) -> dict[str, float]:
-    """Give the weight of every label column in the loss."""
-    if config.task_weights and len(config.label) == 1:
-        got = ", ".join(f"{task}={weight:g}" for task, weight in config.task_weights.items())
-        raise InputError("--task-weights", got, "nothing beside one --label: they weigh several against each other")
-    weights = check_task_weights(config.task_weights, config.label)
-    return dict(zip(config.label, weights.tolist(), strict=True))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from geneformer_ray.compute.classifier import check_pooling
+from geneformer_ray.compute.multitask import check_task_weights
 from geneformer_ray.errors import InputError
 from ray_jobs.gene_task import check_gene_flags
 from ray_jobs.lora_flags import LoraFlags
@@ -35,6 +36,15 @@ class FinetuneConfig(SplittingConfig, LoraFlags):
     token_predictions: bool = Field(
         False, description="with --task genes: write what is predicted of each reporting gene in each cell"
     )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        description="cross-validate in so many folds: over groups, or with --task genes over genes (there 3 or more; 5 "
+        "unless given)",
+    )
+    min_cells: int = Field(
+        10, ge=1, description="labels with fewer cells in some role, or genes in fewer cells, are dropped, and listed"
+    )
     pooling: tuple[str, ...] = Field(("mean",), description="first_gene, cls, mean: one or several, comma-separated")
     seeds: tuple[int, ...] = Field((0,), description="of weights and order, comma-separated")
     task_weights: dict[str, float] = Field(
@@ -56,6 +66,17 @@ class FinetuneConfig(SplittingConfig, LoraFlags):
         """Give what determines a trial beside the options of every training; adapters only where there are some."""
         lora = self.lora()
         return {name: getattr(self, name) for name in HOW} | ({} if lora is None else {"lora": lora})
+
+    def weights(self) -> dict[str, float]:
+        """Give the weight of every label column in the loss."""
+        weights = check_task_weights(self.task_weights, self.label)
+        return dict(zip(self.label, weights.tolist(), strict=True))
+
+    def labels_in_plan(self) -> dict[str, Any]:
+        """Give what a run's plan says of the label columns: weights only where there are several to weigh."""
+        if len(self.label) == 1:
+            return {"label": self.label[0]}
+        return {"label": [*self.label], "task_weights": self.weights()}
 
 
 def check_flags(config: FinetuneConfig) -> None:
@@ -84,6 +105,15 @@ def check_flags(config: FinetuneConfig) -> None:
                 raise InputError(_flag(name), getattr(config, name), takes)
     if config.task == "genes":
         check_gene_flags(config)
+    else:
+        _check_task_weights(config)
+
+
+def _check_task_weights(config: FinetuneConfig) -> None:
+    if config.task_weights and len(config.label) == 1:
+        got = ", ".join(f"{task}={weight:g}" for task, weight in config.task_weights.items())
+        raise InputError("--task-weights", got, "nothing beside one --label: they weigh several against each other")
+    config.weights()
 
 
 def _flag(name: str) -> str:

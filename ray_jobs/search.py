@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from geneformer_ray.compute.multitask import check_task_weights
 from geneformer_ray.compute.search_space import Range
 from geneformer_ray.data import storage
 from geneformer_ray.distribute.cluster import connected
@@ -19,6 +18,8 @@ from geneformer_ray.errors import RegistryUnavailable
 from geneformer_ray.manage.registry import open_store, without_credentials
 from geneformer_ray.manage.search_journal import Journal
 from geneformer_ray.manage.search_record import SearchRecord
+from geneformer_ray.manage.trained_run import TrainedRun
+from geneformer_ray.manage.trial_records import log_trained_run
 from geneformer_ray.manage.trials import Trial
 from geneformer_ray.progress import say
 from ray_jobs import finetune
@@ -41,11 +42,10 @@ def run(config: SearchConfig) -> dict[str, Any]:
     inputs = TrainingInputs.open(config)
     output, settings = inputs.output, trial_flags(config, space, inputs.model.config)
     values = [its for its, _ in settings]
-    weights = dict(zip(config.label, check_task_weights(config.task_weights, config.label).tolist(), strict=True))
     (split,) = config.splits(inputs.table)
     plan = inputs.plan(config) | {
         "job": "search",
-        "label": weights,
+        **config.labels_in_plan(),
         "group": config.group,
         "groups": split.groups,
         "labels": split.labels,
@@ -59,7 +59,7 @@ def run(config: SearchConfig) -> dict[str, Any]:
     storage.claim_output(output, plan, overwrite=config.overwrite, resume=True, inputs=sources)
     tracking = without_credentials(open_store(inputs.store))
     say(f"MLflow: {tracking}")
-    learned = learn_labels(split, weights)
+    learned = learn_labels(split, config.weights())
     configs = []
     for number, (_, flags) in enumerate(settings):
         trial = Trial(flags.pooling[0], flags.seeds[0])
@@ -91,9 +91,10 @@ def _train_again(flags: FinetuneConfig) -> dict[str, Any]:
     """Train and register the best setting, unless an earlier attempt has; give finetune's summary."""
     manifest = storage.join(flags.output, storage.MANIFEST)
     found: dict[str, Any] = storage.read_json(manifest) if storage.exists(manifest) else {}
-    if found.get("finished"):
-        return dict(found["summary"])
     try:
+        if found.get("finished"):
+            # Asked again, for this attempt may register under another name than the one that trained.
+            return {**found["summary"], **log_trained_run(TrainedRun.load(flags.output), flags.registered_model)}
         return finetune.run(flags)
     except RegistryUnavailable as error:
         raise RegistryUnavailable(error.store, error.why, THEN.format(flags.output.rpartition("/")[0])) from error

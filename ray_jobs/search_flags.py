@@ -108,20 +108,22 @@ def trial_flags(
     defaults = {name: getattr(config, name) for name in space.entries}
     if "pooling" in defaults:
         (defaults["pooling"],) = config.pooling
-    for name in space.entries.keys() & {"freeze_layers"}:
-        for end, value in space.entries[name].given.items():
-            try:
-                check_frozen_layers(value, model)
-            except InputError as error:
-                raise InputError("--space", f"{name} with {end}", error.takes) from error
-    found: list[tuple[dict[str, Any], FinetuneConfig]] = []
-    for number, values in enumerate(space.draws(config.trials, config.draw_seed, defaults)):
+    _check_with_model(config, space, model)
+    if "lora_rank" not in space.entries and config.lora_rank is None:
+        for name in ADAPTERS[1:]:
+            if name in space.entries:
+                raise InputError("--space", f"{name} without lora_rank", "lora_rank beside it, or --lora-rank")
+
+    def meant(values: dict[str, Any]) -> dict[str, Any]:
         without = values.get("lora_rank", config.lora_rank) is None
-        values = {
+        return {
             name: value
             for name, value in values.items()
             if name not in ADAPTERS[1:] or not (without or value in (None, ()))
         }
+
+    found: list[tuple[dict[str, Any], FinetuneConfig]] = []
+    for number, values in enumerate(space.draws(config.trials, config.draw_seed, defaults, meant)):
         flags = build(FinetuneConfig, _given(config) | _as_flags(values))
         try:
             _check_with(flags, model)
@@ -131,6 +133,18 @@ def trial_flags(
             raise InputError("--space", got, error.takes) from error
         found.append((values, flags))
     return found
+
+
+def _check_with_model(config: SearchConfig, space: SearchSpace, model: BertConfig) -> None:
+    """Refuse values, drawn or not, that the model has no place for."""
+    for name in space.entries.keys() & {"freeze_layers", "lora_projections", "lora_layers"}:
+        for end, value in space.entries[name].given.items():
+            flags = build(FinetuneConfig, _given(config) | _as_flags({name: value}))
+            try:
+                check_frozen_layers(flags.freeze_layers, model)
+                LoraOptions(projections=flags.lora_projections, layers=flags.lora_layers or None).check(model)
+            except InputError as error:
+                raise InputError("--space", f"{name} with {end}", error.takes) from error
 
 
 def _check_with(flags: FinetuneConfig, model: BertConfig) -> None:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from geneformer_ray.compute.classifier import new_classifier
 from geneformer_ray.compute.freezing import freeze
+from geneformer_ray.compute.gene_classifier import new_gene_classifier
 from geneformer_ray.compute.model_directory import weights_digest
 from geneformer_ray.compute.multitask import MultiTaskClassifier, new_multitask_classifier
 from geneformer_ray.errors import InputError
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import BertConfig, PreTrainedModel
 
     from geneformer_ray.compute.classifier import CellClassifier
+    from geneformer_ray.compute.gene_classifier import GeneClassifier
     from geneformer_ray.data.vocabulary import GeneVocabulary
 
 __all__ = ["PROJECTIONS", "Adapters", "LoraOptions", "adapted_classifier"]
@@ -233,8 +235,8 @@ class Adapters:
 
 def adapted_classifier(
     base: Path, directory: Path, vocabulary: GeneVocabulary, flag: str = "--adapters"
-) -> tuple[CellClassifier, GeneVocabulary]:
-    """Make the classifier that saved adapters and their base are together.
+) -> tuple[CellClassifier | GeneClassifier, GeneVocabulary]:
+    """Make the classifier that saved adapters and their base are together, of cells or of genes.
 
     Parameters
     ----------
@@ -257,7 +259,11 @@ def adapted_classifier(
     tasks, labels, pooling = record["tasks"], record["labels"], record["pooling"]
     if labels is None:
         raise InputError(flag, f"{directory}, adapters of a masked-gene model", "adapters of a classifier")
-    if tasks is None:
+    model: PreTrainedModel
+    own = vocabulary
+    if pooling is None:  # each gene enters the head as it is
+        model = new_gene_classifier(base, labels)
+    elif tasks is None:
         model, own = new_classifier(base, vocabulary, labels, pooling)
     else:
         every = {task["name"]: task["labels"] for task in tasks}

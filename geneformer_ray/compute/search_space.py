@@ -14,7 +14,7 @@ import numpy as np
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Choices", "Range", "SearchSpace"]
 
@@ -124,7 +124,13 @@ class SearchSpace:
             entries[name] = _entry(name, entry, kinds[name])
         return cls(entries)
 
-    def draws(self, count: int, seed: int, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def draws(
+        self,
+        count: int,
+        seed: int,
+        defaults: Mapping[str, Any],
+        meant: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ) -> list[dict[str, Any]]:
         """Draw the values of trials: of the first one the defaults, of no two the same.
 
         A trial's values are a function of its number and the seed: neither how many are drawn, nor what ran before, nor
@@ -138,6 +144,8 @@ class SearchSpace:
             Of the draws.
         defaults
             Name -> value of the first trial.
+        meant
+            Leaves out of a trial's values those that mean nothing beside the others.
 
         Raises
         ------
@@ -146,9 +154,10 @@ class SearchSpace:
         """
         found: list[dict[str, Any]] = []
         again = 0
-        for values in self._all_draws(seed, {name: defaults[name] for name in self.entries}):
+        for drawn in self._all_draws(seed, {name: defaults[name] for name in self.entries}):
             if len(found) == count:
                 break
+            values = meant(drawn)
             again = again + 1 if values in found else 0
             if again > DRAWS_IN_VAIN * count:
                 raise InputError("--trials", count, f"at most {len(found)}: --space holds no more that differ")

@@ -21,6 +21,7 @@ from geneformer_ray.compute.gene_predictions import GenePredictions, predict_occ
 from geneformer_ray.compute.gene_scores import TokenScores, score_genes
 from geneformer_ray.compute.scores import probabilities
 from geneformer_ray.data import storage
+from geneformer_ray.distribute.trial_on_worker import diverged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,6 +144,9 @@ class LearnedGenes:
         for found in predict_occurrences(
             on.model, blocks, split.tokens[role], on.vocabulary.pad_id, execution=on.worker.execution
         ):
+            if not np.isfinite(found.logits).all():
+                # Else it would be taken for genes that no cell holds, and for no place on a curve.
+                raise diverged(on.options.learning_rate, "the model's answers are no numbers")
             genes.add(found.tokens, found.logits)
             tokens.add(class_V[found.tokens], found.logits)
             if keep is not None:

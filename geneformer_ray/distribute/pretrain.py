@@ -23,8 +23,8 @@ from geneformer_ray.data.batching import length_batches, pad
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.vocabulary import GeneVocabulary
 from geneformer_ray.distribute.streamed_training import StreamedTraining, lengths_in_model
+from geneformer_ray.distribute.trial_on_worker import diverged
 from geneformer_ray.distribute.worker import Worker
-from geneformer_ray.errors import InputError
 from geneformer_ray.manage.registry import local_source
 
 if TYPE_CHECKING:
@@ -177,8 +177,7 @@ def _merged(adapters: Adapters, options: TrainingOptions) -> MaskedGeneModel:
     try:
         merged: Any = adapters.merged()
     except ValueError as error:
-        takes = "a lower one: the training has diverged, and adapters hold what is no number"
-        raise InputError("--learning-rate", options.learning_rate, takes) from error
+        raise diverged(options.learning_rate, "adapters hold what is no number") from error
     model: MaskedGeneModel = merged
     return model
 

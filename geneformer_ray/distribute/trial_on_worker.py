@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     from geneformer_ray.distribute.streamed_training import History
     from geneformer_ray.distribute.worker import Worker
 
-__all__ = ["Learned", "TrialOnWorker"]
+__all__ = ["Learned", "TrialOnWorker", "diverged"]
+
+
+def diverged(learning_rate: float, what: str) -> InputError:
+    """Say that a training has diverged: its weights, or what follows from them, are no numbers any more."""
+    return InputError("--learning-rate", learning_rate, f"a lower one: the training has diverged, and {what}")
 
 
 class Learned(Protocol):
@@ -87,7 +92,8 @@ class TrialOnWorker:
         self.model, self.vocabulary = self.learned.new_model(
             self._source, parent, self.trial, attention_dropout=config["attention_dropout"]
         )
-        self._undecayed = self._choose_what_is_learned(len(self.vocabulary) - len(parent))
+        self._new_tokens = len(self.vocabulary) - len(parent)
+        self._undecayed = self._choose_what_is_learned(self._new_tokens)
         self.cells_digest = self.table.vocabulary_digest or parent.digest
 
     def _choose_what_is_learned(self, new_tokens: int) -> list[nn.Parameter]:
@@ -151,8 +157,7 @@ class TrialOnWorker:
             try:
                 model = self._adapters.merged()
             except ValueError as error:
-                takes = "a lower one: the training has diverged, and adapters hold what is no number"
-                raise InputError("--learning-rate", self.options.learning_rate, takes) from error
+                raise diverged(self.options.learning_rate, "adapters hold what is no number") from error
         self._upload(lambda folder: model.save(folder, self.vocabulary), "model")
         if self._adapters:
             adapters, base = self._adapters, weights_digest(self._source)
@@ -168,7 +173,7 @@ class TrialOnWorker:
     def predict(self) -> None:
         """Predict with the kept weights, and vouch for all that the trial has written."""
         self.worker.gather(None)  # the first worker has written the weights once all are here
-        learned = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        learned = self._count_learned()
         self.learned.predict(self, find_model(storage.join(self.directory, "model")))
         if self.worker.leads:
             finished = {
@@ -177,3 +182,12 @@ class TrialOnWorker:
                 "learned_parameters": learned,
             }
             storage.write_json(storage.join(self.directory, FINISHED), finished)
+
+    def _count_learned(self) -> int:
+        """Count the numbers that are learned; of a matrix that is learned in part, its new tokens' rows alone."""
+        partly = {id(parameter) for parameter in self._undecayed}
+        return sum(
+            parameter[-self._new_tokens :].numel() if id(parameter) in partly else parameter.numel()
+            for parameter in self.model.parameters()
+            if parameter.requires_grad
+        )

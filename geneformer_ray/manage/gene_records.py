@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
-from geneformer_ray.compute.model_directory import find_model, weights_digest
 from geneformer_ray.data import storage
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.manage import plots
 from geneformer_ray.manage.gene_report import REPORT, draw_roc
-from geneformer_ray.manage.gene_run import GENES_TABLE, REPORTED, GeneRun
-from geneformer_ray.manage.promotion import (
-    CHOOSING_METRIC,
-    LABELS_TAG,
-    REPORTING_METRIC,
-    SPLIT_TAG,
-    TEST_TAG,
-    VOCABULARY_TAG,
-)
-from geneformer_ray.manage.registry import WEIGHTS_TAG, reaching_store
+from geneformer_ray.manage.gene_run import GENES_TABLE, KIND, REPORTED, GeneRun
+from geneformer_ray.manage.promotion import SPLIT_TAG, TEST_TAG
+from geneformer_ray.manage.registry import reaching_store
 from geneformer_ray.manage.roc_plot import roc_figure
-from geneformer_ray.manage.runs import DIGEST_TAG, RunRecord, log_run, register
+from geneformer_ray.manage.runs import PARENT_TAG, RunRecord, log_run
+from geneformer_ray.manage.score_metrics import class_metrics
 from geneformer_ray.manage.training_curves import training_curves
 from geneformer_ray.manage.trial_records import curve_of
+from geneformer_ray.manage.trial_versions import (
+    TrialVersion,
+    origin_tags,
+    parameters_of,
+    trial_tags,
+    what_finishes,
+)
 from geneformer_ray.manage.trials import FINISHED
-from geneformer_ray.run_log import current_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,14 +36,11 @@ if TYPE_CHECKING:
 __all__ = ["log_gene_run", "record_genes"]
 
 SCORES = ("auc", "macro_f1", "accuracy")
-# How MLflow knows the run that another belongs to.
-PARENT_TAG = "mlflow.parentRunId"
 # Of the plan, beside its options; all of it is in config.json.
 LOGGED = (
     "folds", "split_seed", "min_cells", "chosen_cells", "workers", "class_weights", "label_smoothing",
     "attention_dropout", "precision",
 )  # fmt: skip
-LONGEST_NAME = 200  # of a metric; MLflow takes 250 characters
 
 
 def record_genes(record: GeneRecord) -> dict[str, Any]:
@@ -76,9 +71,7 @@ def log_gene_run(run: GeneRun, registered_model: str | None) -> dict[str, Any]:
     RegistryUnavailable
         As :func:`record_genes`.
     """
-    name = f" --registered-model {shlex.quote(registered_model)}" if registered_model else ""
-    command = f"python -m ray_jobs.register --output {shlex.quote(run.output)}{name}"
-    then = f"the trained models are safe in {run.output}: once it answers, `{command}` finishes the job"
+    then = what_finishes(run.output, registered_model)
     with reaching_store(then):
         whole = log_run(_whole_record(run))
         baselines = [log_run(_baseline_record(run, fold, whole)) for fold in range(run.folds)]
@@ -104,24 +97,13 @@ def log_gene_run(run: GeneRun, registered_model: str | None) -> dict[str, Any]:
 
 def _log_trial(run: GeneRun, trial: Trial, registered_model: str | None, whole: str, then: str) -> dict[str, Any]:
     """Log one trial and register its model; give its line of the summary."""
-    directory = trial.directory(run.output)
     scores, digest = run.scores(trial), digest_of(run.id, trial.name)
-    model = find_model(storage.join(directory, "model"), "--output")
-    tags = {**_trial_tags(run, trial, scores), WEIGHTS_TAG: weights_digest(model)}
-    receipt: dict[str, Any] = {DIGEST_TAG: digest}
-    with reaching_store(then):
-        receipt["run_id"] = log_run(_trial_record(run, trial, digest, scores, {**tags, PARENT_TAG: whole}))
-    version = None
-    if registered_model is not None:
-        with reaching_store(then):
-            version = register(
-                receipt["run_id"], digest, model, registered_model, tags, run.example,
-                flavour="gene_pyfunc_model",
-            ).version  # fmt: skip
-        receipt["versions"] = {registered_model: version}
-    # For people; MLflow itself is asked by the digest.
-    storage.write_json(storage.join(directory, "recorded.json"), receipt)
-    return {**_named(trial), "run_id": receipt["run_id"], "version": version, **_summarised(scores)}
+    tags = _trial_tags(run, trial, scores)
+    version = TrialVersion(trial.directory(run.output), digest, tags, run.example, "gene_pyfunc_model")
+    found = version.log(
+        lambda tags: _trial_record(run, trial, digest, scores, {**tags, PARENT_TAG: whole}), registered_model, then
+    )
+    return {**_named(trial), **found, **_summarised(scores)}
 
 
 def _named(trial: Trial) -> dict[str, Any]:
@@ -192,18 +174,13 @@ def _baseline_record(run: GeneRun, fold: int, whole: str) -> RunRecord:
 
 
 def _parameters(run: GeneRun) -> dict[str, Any]:
-    logged = {name: run.plan[name] for name in LOGGED if name in run.plan}
-    return {"task": "genes", "labels": ", ".join(run.labels), **logged, **run.plan.get("options", {})}
+    return {"task": KIND, "labels": ", ".join(run.labels), **parameters_of(run.plan, LOGGED)}
 
 
 def _tags(run: GeneRun) -> dict[str, str]:
     return {
-        "cells_digest": str(run.plan["cells"]),
+        **origin_tags(run.plan, run.labels, run.code_revision),
         "gene_classes_digest": str(run.plan["gene_classes"]),
-        VOCABULARY_TAG: str(run.plan["vocabulary"]),
-        LABELS_TAG: digest_of(run.labels),
-        "code_revision": run.code_revision,
-        **({"job_run": current_run().id} if current_run().id else {}),  # as in the log and in Ray's metrics
     }
 
 
@@ -211,17 +188,14 @@ def _trial_tags(run: GeneRun, trial: Trial, scores: dict[str, dict[str, Any]]) -
     """Give what a trial's run and version are tagged with: what promotion compares, and where it comes from."""
     split = run.split(trial.fold or 0)
     return {
-        "task": "genes",
+        "task": KIND,
         **{key: str(value) for key, value in _named(trial).items()},
         **_tags(run),
+        **trial_tags(run.plan, trial.directory(run.output), scores),
         SPLIT_TAG: split["digest"],
-        CHOOSING_METRIC: f"{scores['choosing']['macro_f1']:.6f}",
-        REPORTING_METRIC: f"{scores['reporting']['macro_f1']:.6f}",
         "reporting_auc": f"{scores['reporting']['auc']:.6f}",
-        "reporting_accuracy": f"{scores['reporting']['accuracy']:.6f}",
         # Which genes a figure was measured on, of which class, in which cells.
         TEST_TAG: digest_of(run.plan["cells"], split["reporting_digest"]),
-        "model_directory": storage.join(trial.directory(run.output), "model"),
     }
 
 
@@ -233,13 +207,7 @@ def _flat(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
         tokens = values["tokens"]
         flat |= {f"{role}_token_{name}": float(tokens[name]) for name in SCORES if tokens[name] is not None}
         flat |= {f"{role}_genes": values["genes"], f"{role}_tokens": tokens["tokens"]}
-        for number, (label, one) in enumerate(values["per_class"].items()):
-            # MLflow admits few characters in names of metrics.
-            safe = "".join(c if c.isalnum() or c in "_-. " else "_" for c in label)[:LONGEST_NAME]
-            if f"{role}_f1_{safe}" in flat:  # dosage+ and dosage* would be one metric
-                safe = f"{safe}_{number}"
-            its = {f"{role}_{name}_{safe}": one[name] for name in ("precision", "recall", "f1", "auc", "genes")}
-            flat |= {name: float(value) for name, value in its.items() if value is not None}
+        flat |= class_metrics(role, values["per_class"], ("precision", "recall", "f1", "auc", "genes"))
     return flat
 
 

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
-__all__ = ["DIGEST_TAG", "RunRecord", "log_run", "register"]
+__all__ = ["DIGEST_TAG", "PARENT_TAG", "RunRecord", "log_run", "register"]
 
 # On every run, logged model and version: what it is a record of.
 DIGEST_TAG = "trial_digest"
+# How MLflow knows the run that another belongs to.
+PARENT_TAG = "mlflow.parentRunId"
 ENTRIES_AT_ONCE = 500  # MLflow takes 1,000 metrics at once
 PARAMETERS_AT_ONCE = 100
 LONGEST_PARAMETER = 500

@@ -8,11 +8,11 @@ from geneformer_ray.manage import plots
 from geneformer_ray.manage.calibration_plot import reliability_diagram
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from matplotlib.figure import Figure
 
-__all__ = ["curve_metrics", "flat_metrics", "score_figures"]
+__all__ = ["class_metrics", "curve_metrics", "flat_metrics", "score_figures"]
 
 Scores = dict[str, dict[str, Any]]
 # Of several tasks together.
@@ -42,11 +42,38 @@ def flat_metrics(scores: Scores) -> dict[str, float]:
                 flat[f"{role}_{name}{end}"] = one["calibration"][name]
         # At the end: no class may take the name of a task's metric.
         for task, one in _parts(values):
-            for number, (label, its) in enumerate(one["per_class"].items()):
-                safe = _admitted(f"{task}_{label}" if task else label)
-                if f"{role}_f1_{safe}" in flat:  # CD4+ and CD4* would be one metric
-                    safe = f"{safe}_{number}"
-                flat |= {f"{role}_{name}_{safe}": its[name] for name in ("precision", "recall", "f1", "cells")}
+            names = ("precision", "recall", "f1", "cells")
+            flat |= class_metrics(role, one["per_class"], names, task=task, beside=flat)
+    return flat
+
+
+def class_metrics(
+    role: str,
+    per_class: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str],
+    *,
+    task: str = "",
+    beside: Container[str] = (),
+) -> dict[str, float]:
+    """Give scores of classes as flat metrics, ``ROLE_NAME_CLASS``; those that are None have none.
+
+    Parameters
+    ----------
+    role, task
+        What the metrics' names hold beside: the task's as MLflow admits it.
+    per_class
+        Class name -> its scores.
+    names
+        Which of the scores; among them ``f1``, which every class has.
+    beside
+        Names of metrics that no class may take.
+    """
+    flat: dict[str, float] = {}
+    for number, (label, its) in enumerate(per_class.items()):
+        safe = _admitted(f"{task}_{label}" if task else label)
+        if f"{role}_f1_{safe}" in flat or f"{role}_f1_{safe}" in beside:  # CD4+ and CD4* would be one metric
+            safe = f"{safe}_{number}"
+        flat |= {f"{role}_{name}_{safe}": its[name] for name in names if its[name] is not None}
     return flat
 
 

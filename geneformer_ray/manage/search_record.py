@@ -13,8 +13,9 @@ from geneformer_ray.data import storage
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.manage.code_revision import code_revision
 from geneformer_ray.manage.registry import reaching_store
-from geneformer_ray.manage.runs import RunRecord, log_run
+from geneformer_ray.manage.runs import PARENT_TAG, RunRecord, log_run
 from geneformer_ray.manage.search_plot import search_plot
+from geneformer_ray.manage.trial_versions import logged
 from geneformer_ray.run_log import current_run
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["SearchRecord"]
 
 TABLE, FIGURE = "trials.csv", "search.png"
-# By these MLflow puts runs below a run, and people find what a search made.
-PARENT_TAG, SEARCH_TAG = "mlflow.parentRunId", "search"
+# By this, people find what a search made.
+SEARCH_TAG = "search"
+LOGGED = ("label", "task_weights", "group", "grace_epochs", "reduction", "draw_seed")
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class SearchRecord:
             "search",
             digest_of(self.journal.id, "search"),
             parameters={
-                **{name: self.plan[name] for name in ("label", "group", "grace_epochs", "reduction", "draw_seed")},
+                **logged(self.plan, LOGGED),
                 "epochs": self.epochs,
                 "best_trial": self.best.trial,
                 **{f"best_{name}": value for name, value in found["best"]["values"].items()},

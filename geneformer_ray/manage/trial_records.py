@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from geneformer_ray.compute.model_directory import find_model, weights_digest
 from geneformer_ray.data import storage
 from geneformer_ray.data.digests import digest_of
 from geneformer_ray.manage.misclassified_cells import MISCLASSIFIED
-from geneformer_ray.manage.promotion import (
-    CHOOSING_METRIC,
-    LABELS_TAG,
-    REPORTING_METRIC,
-    SPLIT_TAG,
-    TEST_TAG,
-    VOCABULARY_TAG,
-)
-from geneformer_ray.manage.registry import WEIGHTS_TAG, reaching_store
-from geneformer_ray.manage.runs import DIGEST_TAG, RunRecord, log_run, register
+from geneformer_ray.manage.promotion import SPLIT_TAG, TEST_TAG
+from geneformer_ray.manage.registry import reaching_store
+from geneformer_ray.manage.runs import RunRecord, log_run
 from geneformer_ray.manage.score_metrics import curve_metrics, flat_metrics, score_figures
 from geneformer_ray.manage.task_predictions import digest_of_test
 from geneformer_ray.manage.trained_run import Record, TrainedRun
 from geneformer_ray.manage.training_curves import TrainingCurve, training_curves
-from geneformer_ray.manage.trials import ADAPTERS, FINISHED, Trial
-from geneformer_ray.run_log import current_run
+from geneformer_ray.manage.trial_versions import (
+    TrialVersion,
+    logged,
+    origin_tags,
+    parameters_of,
+    trial_tags,
+    what_finishes,
+)
+from geneformer_ray.manage.trials import FINISHED, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,9 +69,7 @@ def log_trained_run(run: TrainedRun, registered_model: str | None) -> dict[str, 
     RegistryUnavailable
         As :func:`record_trials`.
     """
-    name = f" --registered-model {shlex.quote(registered_model)}" if registered_model else ""
-    command = f"python -m ray_jobs.register --output {shlex.quote(run.output)}{name}"
-    then = f"the trained models are safe in {run.output}: once it answers, `{command}` finishes the job"
+    then = what_finishes(run.output, registered_model)
     baselines, baseline_runs = [], []
     for number, fold in enumerate(run.folds):
         scores = storage.read_json(run.place("baseline", number))
@@ -100,26 +96,11 @@ def log_trained_run(run: TrainedRun, registered_model: str | None) -> dict[str, 
 
 def _log_trial(run: TrainedRun, trial: Trial, registered_model: str | None, then: str) -> dict[str, Any]:
     """Log one trial and register its model; give its line of the summary."""
-    directory = trial.directory(run.output)
+    directory, digest = trial.directory(run.output), digest_of(run.id, trial.name)
     scores = storage.read_json(storage.join(directory, "scores.json"))
-    digest = digest_of(run.id, trial.name)
-    model = find_model(storage.join(directory, "model"), "--output")
-    tags = {**_trial_tags(run, trial, scores), WEIGHTS_TAG: weights_digest(model)}
-    record = _trial_record(run, trial, digest, scores, tags)
-    with reaching_store(then):
-        run_id = log_run(record)
-    _keep_receipt(directory, {DIGEST_TAG: digest, "run_id": run_id})
-    version = None
-    if registered_model is not None:
-        with reaching_store(then):
-            version = register(run_id, digest, model, registered_model, tags, run.example).version
-        _keep_receipt(directory, {DIGEST_TAG: digest, "run_id": run_id, "versions": {registered_model: version}})
-    return {**_named(trial), "run_id": run_id, "version": version, **_summarised(scores)}
-
-
-def _keep_receipt(directory: str, receipt: dict[str, Any]) -> None:
-    """Write down beside a trial what it is in MLflow: for people; MLflow itself is asked by the digest."""
-    storage.write_json(storage.join(directory, "recorded.json"), receipt)
+    version = TrialVersion(directory, digest, _trial_tags(run, trial, scores), run.example)
+    found = version.log(lambda tags: _trial_record(run, trial, digest, scores, tags), registered_model, then)
+    return {**_named(trial), **found, **_summarised(scores)}
 
 
 def _named(trial: Trial) -> dict[str, Any]:
@@ -139,13 +120,11 @@ def _trial_record(
         digest,
         parameters={
             **_named(trial),
-            **_logged(plan, LOGGED),
-            **{f"lora_{name}": value for name, value in plan.get("lora", {}).items()},
             # Device, dtype and threads, with the reason for each.
             "execution": finished["execution"],
             **{name: finished[name] for name in ("learned_parameters",) if name in finished},  # not in earlier ones
             "labels": ", ".join(run.fold_of(trial).labels),
-            **plan.get("options", {}),
+            **parameters_of(plan, LOGGED),
         },
         metrics=flat_metrics(scores),
         curves=curve_metrics(history),
@@ -164,16 +143,6 @@ def _trial_record(
     )
 
 
-def _logged(plan: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Give entries of a plan as they read as parameters."""
-    found = {name: plan[name] for name in names if name in plan}
-    for name, value in found.items():
-        if isinstance(value, dict):
-            value = [f"{key}={one:g}" for key, one in value.items()]
-        found[name] = ", ".join(value) if isinstance(value, list) else value
-    return found
-
-
 def _baseline_record(run: TrainedRun, number: int, fold: Fold, scores: dict[str, dict[str, Any]]) -> RunRecord:
     named = {"fold": number} if len(run.folds) > 1 else {}
     name = "baseline PCA + logistic regression" + (f", fold {number}" if named else "")
@@ -183,7 +152,7 @@ def _baseline_record(run: TrainedRun, number: int, fold: Fold, scores: dict[str,
         parameters={
             "model": "PCA(50) + logistic regression on rank value encodings",
             **named,
-            **_logged(run.plan, ("label", "group")),
+            **logged(run.plan, ("label", "group")),
         },
         metrics=flat_metrics(scores),
         figures=score_figures(scores, name),
@@ -204,30 +173,19 @@ def curve_of(name: str, history: list[dict[str, float]]) -> TrainingCurve:
 
 
 def _tags(run: TrainedRun, fold: Fold) -> dict[str, str]:
-    return {
-        "cells_digest": str(run.plan["cells"]),
-        VOCABULARY_TAG: str(run.plan["vocabulary"]),
-        LABELS_TAG: digest_of(fold.labels),
-        SPLIT_TAG: fold.digest,
-        "code_revision": run.code_revision,
-        **({"job_run": current_run().id} if current_run().id else {}),  # as in the log and in Ray's metrics
-    }
+    return {**origin_tags(run.plan, fold.labels, run.code_revision), SPLIT_TAG: fold.digest}
 
 
 def _trial_tags(run: TrainedRun, trial: Trial, scores: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Give what a trial's run and version are tagged with: what promotion compares, and where it comes from."""
     directory, fold = trial.directory(run.output), run.fold_of(trial)
-    choosing, reporting = scores["choosing"], scores["reporting"]
+    calibration = _summary(scores["reporting"])["expected_calibration_error"]
     return {
         **{key: str(value) for key, value in _named(trial).items()},
         **_tags(run, fold),
-        CHOOSING_METRIC: f"{choosing['macro_f1']:.6f}",
-        REPORTING_METRIC: f"{reporting['macro_f1']:.6f}",
-        "reporting_accuracy": f"{reporting['accuracy']:.6f}",
-        "reporting_expected_calibration_error": f"{_summary(reporting)['expected_calibration_error']:.6f}",
+        **trial_tags(run.plan, directory, scores),
+        "reporting_expected_calibration_error": f"{calibration:.6f}",
         TEST_TAG: digest_of_test(fold.predictions(directory, "report")),
-        "model_directory": storage.join(directory, "model"),
-        **({ADAPTERS: storage.join(directory, ADAPTERS)} if "lora" in run.plan else {}),
     }
 
 

@@ -354,6 +354,11 @@ def test_adapters_are_learned_on_two_workers_and_merged_and_go_on_after_a_kill(
         assert stays == (name not in adapted | head | {tokens}), name
     assert torch.equal(merged[tokens][:-1], start[tokens][:-1])
 
+    # Of the tokens' matrix, only the new row is learned.
+    alone = load_file(directory / "adapters" / "adapter_model.safetensors")
+    finished = json.loads((directory / "finished.json").read_text())
+    assert finished["learned_parameters"] == sum(tensor.numel() for tensor in alone.values())
+
     again, own = adapted_classifier(model_directory, directory / "adapters", vocabulary)
     cells = [own.adapt(ids, vocabulary.digest) for ids in setting.cells[:40]]
     logits = [

@@ -93,6 +93,8 @@ def together(workers: int, genes: Genes, trial: Trial, output: Path, kept: Path,
     """Call `work` with a trial on each worker of a group, at once; what all of them give, which must be one thing."""
     slots: list[Any] = [None] * workers
     barrier, results, errors = threading.Barrier(workers, timeout=60), [None] * workers, []
+    # One after another: as transformers loads, it puts its own functions in torch.nn.init, for all threads.
+    models = [GeneClassifier.load(kept) for _ in range(workers)]
 
     def run(rank: int) -> None:
         def gather(mine: Any) -> list[Any]:
@@ -105,7 +107,7 @@ def together(workers: int, genes: Genes, trial: Trial, output: Path, kept: Path,
         worker = SimpleNamespace(share=Share(rank, workers), execution=EXECUTION, leads=rank == 0, gather=gather)
         on = SimpleNamespace(
             worker=worker, trial=trial, table=genes.table, vocabulary=genes.vocabulary,
-            directory=trial.directory(str(output)), model=GeneClassifier.load(kept),
+            directory=trial.directory(str(output)), model=models[rank],
             read=lambda rows: next(cell_blocks(genes.table, rows, genes.vocabulary, at_once=len(rows))),
         )  # fmt: skip
         try:
@@ -233,6 +235,20 @@ def test_a_sample_that_misses_a_class_gives_way_to_all_cells(
     whole = together(1, genes, trial, tmp_path, kept, learned.choose)
     monkeypatch.setattr(learned_genes, "CHOOSING_CELLS", 1)
     assert together(1, genes, trial, tmp_path, kept, learned.choose) == whole
+
+
+def test_a_training_that_diverged_is_named(genes: Genes, kept: Path, tmp_path: Path) -> None:
+    """What is no number has no place on a curve, and is not a gene that no cell holds."""
+    learned, trial = genes.learned(0), Trial("genes", 0, 0)
+
+    def choose(on: Any) -> dict[str, float]:
+        on.options = SimpleNamespace(learning_rate=7.0)
+        with torch.no_grad():
+            on.model.classifier.bias.fill_(float("nan"))
+        return learned.choose(on)
+
+    with pytest.raises(InputError, match=r"--learning-rate: got 7\.0; takes a lower one: the training has diverged"):
+        together(1, genes, trial, tmp_path, kept, choose)
 
 
 # ---------------------------------------------------------------------- what lies in the output

@@ -20,6 +20,7 @@ from transformers import BertForMaskedLM
 from geneformer_ray.compute.classifier import POOLINGS, CellClassifier, new_classifier, predict_logits
 from geneformer_ray.compute.encoder import Encoder, attention_mask
 from geneformer_ray.compute.execution import choose_execution
+from geneformer_ray.compute.gene_classifier import GeneClassifier, new_gene_classifier
 from geneformer_ray.compute.lora import PROJECTIONS, Adapters, LoraOptions, adapted_classifier
 from geneformer_ray.compute.model_directory import load_weights, save_model, weights_digest
 from geneformer_ray.compute.multitask import MultiTaskClassifier, multitask_loss, new_multitask_classifier
@@ -260,6 +261,20 @@ def test_several_tasks_are_adapted_alike(
     assert isinstance(again, MultiTaskClassifier)
     assert (again.tasks, vocabulary_again.digest) == (TASKS, own.digest)
     np.testing.assert_allclose(logits_of(again, own_cells, own), expected, atol=1e-5)
+
+
+def test_a_classifier_of_genes_is_its_base_and_its_adapters(
+    model_directory: Path, vocabulary: GeneVocabulary, cells: list[Cell], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    adapters = stir(Adapters(new_gene_classifier(model_directory, LABELS), EVERY))
+    ids_BL = torch.from_numpy(np.asarray(cells[0], dtype=np.int64))[None]
+    expected = adapters.model.eval()(ids_BL)
+    adapters.save(tmp_path, weights_digest(model_directory))
+    again, own = adapted_classifier(model_directory, tmp_path, vocabulary)
+    assert isinstance(again, GeneClassifier)
+    assert (again.labels, own.digest) == (LABELS, vocabulary.digest)
+    torch.testing.assert_close(again(ids_BL), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", [MaskedGeneModel, BertForMaskedLM])

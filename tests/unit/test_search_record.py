@@ -22,7 +22,10 @@ VALUES = [
     {"learning_rate": 5e-5, "pooling": "mean"}, {"learning_rate": 1e-2, "pooling": "cls"},
     {"learning_rate": 1e-3, "pooling": "mean"},
 ]  # fmt: skip
-PLAN = {"label": {"type": 1.0}, "group": "donor", "grace_epochs": 1, "reduction": 3.0, "draw_seed": 0}
+PLAN = {
+    "label": ["type", "sex"], "task_weights": {"type": 1.0, "sex": 0.5}, "group": "donor",
+    "grace_epochs": 1, "reduction": 3.0, "draw_seed": 0,
+}  # fmt: skip
 
 
 def filled(directory: Path) -> Journal:
@@ -101,5 +104,7 @@ def test_a_search_is_one_run_with_a_run_for_each_trial_below_it(
     curve = client.get_metric_history(trials[2].info.run_id, "choosing_macro_f1")
     assert [(point.step, point.value) for point in curve] == [(1, 0.6), (2, 0.65), (3, 0.7)]
     assert client.get_run(parent).data.metrics["best_choosing_macro_f1"] == 0.7
+    parameters = client.get_run(parent).data.params
+    assert (parameters["label"], parameters["task_weights"]) == ("type, sex", "type=1, sex=0.5")
     tags = client.get_model_version("toy", str(version)).tags
     assert (tags["search"], tags["search_trials"]) == (record.journal.id, "3")

@@ -112,6 +112,11 @@ def search(folder: Path, space: dict[str, Any], **flags: Any) -> SearchConfig:
         ({"pooling": {"choices": ["mean", "median"]}}, {}, 'pooling with choices: "median", median'),
         ({"pooling": {"choices": [["mean", "cls"]]}}, {}, "one pooling a choice"),
         ({"lora_rank": {"choices": [2, 4, 8]}}, {"freeze_layers": 1}, "--freeze-layers 1 in trial 1"),
+        # One trial, of the flags as given: none of these is drawn.
+        ({"freeze_layers": {"choices": ["3"]}}, {"trials": 1}, 'freeze_layers with choices: "3"; takes 0 to 2'),
+        ({"lora_layers": {"choices": [[0], [2]]}}, {"lora_rank": 2, "trials": 1}, r"lora_layers with choices: \[2\]"),
+        ({"lora_projections": {"choices": ["up", "gate"]}}, {"lora_rank": 2, "trials": 1}, '"gate"; takes some of'),
+        ({"lora_alpha": {"choices": [1, 2]}}, {}, "lora_alpha without lora_rank; takes lora_rank beside it"),
     ],
 )
 def test_a_value_that_its_flag_refuses_is_named(
@@ -145,6 +150,8 @@ def test_what_is_the_adapters_own_is_left_out_of_a_trial_without_adapters(tmp_pa
     assert found[0][0] == {"lora_rank": None} and found[0][1].lora() is None
     ranks = {values["lora_rank"] for values, _ in found}
     assert ranks == {None, 2}
+    # What differs in nothing that counts is one setting.
+    assert [values["lora_rank"] for values, _ in found].count(None) == 1
     for values, flags in found:
         assert ("lora_alpha" in values) == (flags.lora() is not None)
 
@@ -158,6 +165,7 @@ def test_what_is_the_adapters_own_is_left_out_of_a_trial_without_adapters(tmp_pa
         ({"seeds": (0, 1)}, "--seeds"),
         ({"epochs": 2, "grace_epochs": 3}, "--grace-epochs"),
         ({"final_seeds": (1, 1)}, "--final-seeds"),
+        ({"task_weights": {"type": 2.0}}, "--task-weights"),
     ],
 )
 def test_flags_that_do_not_go_with_a_search_are_named(tmp_path: Path, flags: dict[str, Any], named: str) -> None:
