@@ -16,8 +16,8 @@ from geneformer_ray.data.digests import digest_of
 from geneformer_ray.distribute.cluster import connected
 from geneformer_ray.distribute.screen import Screen, check_share
 from geneformer_ray.distribute.screen_items import BATCH_PLAN, ScreenItems, count_cells, read_sequences, screen_code
+from geneformer_ray.distribute.screen_tables import REJECTS
 from geneformer_ray.distribute.screen_verified import VerifiedScreen
-from geneformer_ray.distribute.screen_worker import REJECTS
 from geneformer_ray.progress import say
 from ray_jobs.command_line import main, place
 from ray_jobs.model_argument import open_model

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from geneformer_ray.compute.shift_rows import PARTS
 from geneformer_ray.errors import InputError
 from ray_jobs.command_line import JobConfig
 
@@ -15,12 +16,13 @@ TESTS = ("goal_shift", "vs_null", "mixture", "aggregate", "gene_shifts", "combin
 # Which flags a test takes beside --shifts and --output: these it needs, and these it may have.
 NEEDS = {"vs_null": ("null",), "combination": ("against",), "concordance": ("against",)}
 MAY_HAVE = {
-    "goal_shift": ("group", "anndata"),
-    "vs_null": ("group", "state", "anndata"),
-    "mixture": ("state", "anndata"),
-    "aggregate": ("group", "state", "anndata"),
+    "goal_shift": ("group", "anndata", "measure"),
+    "vs_null": ("group", "state", "anndata", "measure"),
+    "mixture": ("state", "anndata", "measure"),
+    "aggregate": ("group", "state", "anndata", "measure"),
     "gene_shifts": (),
-    "combination": ("group", "state", "anndata"),
+    "combination": ("group", "state", "anndata", "measure"),
+    # One of its two screens raises genes, which has no parts.
     "concordance": ("state", "anndata"),
 }
 
@@ -40,6 +42,11 @@ class StatisticsConfig(JobConfig):
     null: str | None = Field(None, description="the output of a screen of the same genes, for vs_null")
     against: str | None = Field(None, description="the output of another screen, for combination and concordance")
     state: str | None = Field(None, description="whose shifts are tested, in a screen with states (default: its goal)")
+    measure: Literal[PARTS] = Field(  # type: ignore[valid-type]
+        "shift",
+        description="what is tested of a screen with states: shift; of one with --decompose also shift_gene (what the "
+        "gene does alone, with all ranks held) or shift_rank (what the ranks do)",
+    )
     cells: str | None = Field(None, description="the screened cells, for --group, and for the columns of --anndata")
     group: str | None = Field(
         None, description="column of donors or libraries: intervals over groups instead of cells, and sign consistency"
@@ -52,8 +59,10 @@ class StatisticsConfig(JobConfig):
 def check_flags(config: StatisticsConfig) -> None:
     """Refuse flags that do not go together."""
     needs = NEEDS.get(config.test, ())
-    for name in ("null", "against", "state", "group", "anndata"):
+    for name in ("null", "against", "state", "group", "anndata", "measure"):
         flag, value = f"--{name}", getattr(config, name)
+        if value == "shift" and name == "measure":
+            continue
         if name in needs and value is None:
             raise InputError(flag, "nothing", f"the output of ray_jobs.screen: --test {config.test} needs it")
         if value and name not in (*needs, *MAY_HAVE[config.test]):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from geneformer_ray.compute.bootstrap import group_codes
-from geneformer_ray.compute.shift_rows import read_measured_rows
+from geneformer_ray.compute.shift_rows import mean_column, read_measured_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,7 @@ def aggregate_tables(
     state: str | None = None,
     symbols: Mapping[str, str] | None = None,
     groups: Mapping[str, str] | None = None,
+    measure: str = "shift",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Give every cell's value, and what they come to.
 
@@ -38,6 +39,8 @@ def aggregate_tables(
         Symbol of each vocabulary key. A key without one stands for itself.
     groups
         Group of each cell.
+    measure
+        What is read of a screen with states: `shift`, or of a decomposed one `shift_gene` or `shift_rank`.
 
     Returns
     -------
@@ -46,14 +49,15 @@ def aggregate_tables(
         `minimum`, `maximum`, `cells`. Shifts come highest first, similarities lowest first.
     cells
         One row a gene and cell. Columns: `cell_id`, with groups `group`, `gene`, `symbol`, `similarity` or
-        `shift_to_STATE`; by gene in the order of the summary, then by cell.
+        `shift_to_STATE` (`shift_gene_to_STATE`, ...), and `exact` where the screen says which values are; by gene in
+        the order of the summary, then by cell.
 
     Raises
     ------
     InputError
         The table is broken or has no such rows, or a cell has no group.
     """
-    rows = read_measured_rows(shifts, state, symbols)
+    rows = read_measured_rows(shifts, state, symbols, measure=measure)
     value = pd.Series(rows.value_N).groupby(rows.gene_N)
     summary = pd.DataFrame({"gene": list(rows.genes), "symbol": list(rows.symbols)})
     summary["mean"], summary["deviation"], summary["median"] = value.mean(), value.std(ddof=0), value.median()
@@ -68,7 +72,9 @@ def aggregate_tables(
         cells["group"] = _named([groups[cell] for cell in rows.cells], rows.cell_N[order])
     cells["gene"] = _named(rows.genes, rows.gene_N[order])
     cells["symbol"] = _named(rows.symbols, rows.gene_N[order])
-    cells["similarity" if state is None else f"shift_to_{state}"] = rows.value_N[order]
+    cells["similarity" if state is None else mean_column(measure, state)] = rows.value_N[order]
+    if rows.exact_N is not None:
+        cells["exact"] = rows.exact_N[order]
     return summary.reset_index(drop=True), cells
 
 

@@ -35,6 +35,7 @@ def combination_table(
     seed: int = 0,
     groups: Mapping[str, str] | None = None,
     fdr_level: float = 0.05,
+    measure: str = "shift",
 ) -> pd.DataFrame:
     """Compare the joint effect of genes with the sum of their single effects, cell by cell.
 
@@ -57,6 +58,8 @@ def combination_table(
         Group of each cell: the interval then resamples groups instead of cells. The test takes cells as independent.
     fdr_level
         `significant` is "`fdr` is below this".
+    measure
+        What is read of screens with states: `shift`, or of decomposed ones `shift_gene` or `shift_rank`.
 
     Returns
     -------
@@ -72,8 +75,8 @@ def combination_table(
     InputError
         A table is broken, has no such rows, no event of several genes, or no cell has an event's single values.
     """
-    rows = read_measured_rows(shifts, state, symbols)
-    alone = read_measured_rows(against, state, symbols, "against")
+    rows = read_measured_rows(shifts, state, symbols, measure=measure)
+    alone = read_measured_rows(against, state, symbols, "against", measure)
     size_G = np.array([len(genes) for genes in rows.members])
     if size_G.max() < 2:
         raise InputError("shifts", f"single genes such as {rows.genes[0]}", "a screen of several genes an event")

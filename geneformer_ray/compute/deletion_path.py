@@ -39,19 +39,19 @@ class DeletionPath:
     ----------
     genes
         How many genes the cell has, at least one.
-    states
+    functions
         How many functions f there are.
 
     Attributes
     ----------
-    curved_SN
-        What each deletion changes beyond first order, where that is known, shape (states, genes): no part of the steps.
+    beside_FN
+        What each deletion changes by itself, where that is known, shape (functions, genes): no part of the steps.
     """
 
-    def __init__(self, genes: int, states: int) -> None:
-        self.genes, self.states = genes, states
+    def __init__(self, genes: int, functions: int) -> None:
+        self.genes, self.functions = genes, functions
         self.exact: dict[int, NDArray[np.float64]] = {}
-        self.curved_SN = np.zeros((states, genes))
+        self.beside_FN = np.zeros((functions, genes))
         self._steps: dict[int, tuple[int, NDArray[np.float64]]] = {}
 
     @property
@@ -65,50 +65,56 @@ class DeletionPath:
         above = min((other for other in anchors if other > anchor), default=self.genes - 1)
         return range(below, above)
 
-    def add_exact(self, gene: int, value_S: NDArray[np.floating]) -> None:
+    def add_exact(self, gene: int, value_F: NDArray[np.floating]) -> None:
         """Note f with a gene deleted."""
-        self.exact[gene] = np.asarray(value_S, dtype=np.float64)
+        self.exact[gene] = np.asarray(value_F, dtype=np.float64)
 
-    def add_anchor(self, gene: int, value_S: NDArray[np.floating], first: int, steps_SQ: NDArray[np.floating]) -> None:
+    def add_anchor(self, gene: int, value_F: NDArray[np.floating], first: int, steps_FQ: NDArray[np.floating]) -> None:
         """Note f with a gene deleted, and f with gene q + 1 less f with gene q deleted for each q from `first` on."""
-        self.add_exact(gene, value_S)
-        self._steps[gene] = first, np.asarray(steps_SQ, dtype=np.float64)
+        self.add_exact(gene, value_F)
+        self._steps[gene] = first, np.asarray(steps_FQ, dtype=np.float64)
 
     def values(self, without: Iterable[int] = ()) -> NDArray[np.float64]:
-        """Give f with each gene deleted, shape (states, genes).
+        """Give f with each gene deleted, shape (functions, genes).
 
         Parameters
         ----------
         without
             Genes whose exact values are left out of it, to see how well it does without them.
         """
-        raw_SN, way_SN = self._raw()
+        raw_FN, way_FN = self._raw()
         known = np.array(sorted(set(self.exact) - set(without)))
-        missing_SX = np.stack([self.exact[int(gene)] for gene in known], axis=1) - raw_SN[:, known]
-        spread = [np.interp(way_N, way_N[known], missing) for way_N, missing in zip(way_SN, missing_SX, strict=True)]
-        path_SN: NDArray[np.float64] = raw_SN + np.stack(spread)
-        return path_SN
+        missing_FX = np.stack([self.exact[int(gene)] for gene in known], axis=1) - raw_FN[:, known]
+        spread = [np.interp(way_N, way_N[known], missing) for way_N, missing in zip(way_FN, missing_FX, strict=True)]
+        path_FN: NDArray[np.float64] = raw_FN + np.stack(spread)
+        return path_FN
 
-    def gaps(self) -> dict[tuple[int, int], float]:
-        """Say how much the steps between two anchors miss the second one by, given the first: the largest over f."""
-        raw_SN, _ = self._raw()
-        missing = {anchor: self.exact[anchor] - raw_SN[:, anchor] for anchor in self.anchors}
+    def gaps(self, functions: int) -> dict[tuple[int, int], float]:
+        """Say how much the steps between two anchors miss the second one by, given the first: the largest over some f.
+
+        Parameters
+        ----------
+        functions
+            How many of the functions count, the first ones.
+        """
+        raw_FN, _ = self._raw()
+        missing = {anchor: (self.exact[anchor] - raw_FN[:, anchor])[:functions] for anchor in self.anchors}
         return {(a, b): float(np.abs(missing[b] - missing[a]).max()) for a, b in pairwise(self.anchors)}
 
     def _raw(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Sum the steps from the first anchor on, and how far anchors disagree about them; both (states, genes)."""
-        step_SQ, doubt_SQ = np.zeros((2, self.states, self.genes - 1))
+        """Sum the steps from the first anchor on, and how far anchors disagree about them; both (functions, genes)."""
+        step_FQ, doubt_FQ = np.zeros((2, self.functions, self.genes - 1))
         for a, b in pairwise(self.anchors):
             # In the middle of a step its neighbourhood is half of the one before and half of the one behind it.
             share_Q = (np.arange(a, b) + 0.5 - a) / (b - a)
-            at_a_SQ, at_b_SQ = self._between(a, a, b), self._between(b, a, b)
-            step_SQ[:, a:b] = (1 - share_Q) * at_a_SQ + share_Q * at_b_SQ
-            doubt_SQ[:, a:b] = np.abs(at_b_SQ - at_a_SQ)
-        doubt_SQ += LEAST_DOUBT * doubt_SQ.mean(axis=1, keepdims=True) + np.finfo(np.float64).tiny
-        start_S1 = np.zeros((self.states, 1))
-        raw_SN, way_SN = (np.concatenate([start_S1, x.cumsum(axis=1)], axis=1) for x in (step_SQ, doubt_SQ))
-        return raw_SN + self.curved_SN, way_SN
+            at_a_FQ, at_b_FQ = self._between(a, a, b), self._between(b, a, b)
+            step_FQ[:, a:b] = (1 - share_Q) * at_a_FQ + share_Q * at_b_FQ
+            doubt_FQ[:, a:b] = np.abs(at_b_FQ - at_a_FQ)
+        doubt_FQ += LEAST_DOUBT * doubt_FQ.mean(axis=1, keepdims=True) + np.finfo(np.float64).tiny
+        start_F1 = np.zeros((self.functions, 1))
+        raw_FN, way_FN = (np.concatenate([start_F1, x.cumsum(axis=1)], axis=1) for x in (step_FQ, doubt_FQ))
+        return raw_FN + self.beside_FN, way_FN
 
     def _between(self, anchor: int, start: int, stop: int) -> NDArray[np.float64]:
-        first, steps_SQ = self._steps[anchor]
-        return steps_SQ[:, start - first : stop - first]
+        first, steps_FQ = self._steps[anchor]
+        return steps_FQ[:, start - first : stop - first]

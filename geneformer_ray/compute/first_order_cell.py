@@ -1,23 +1,23 @@
-"""One cell of a first-order screen: what it still needs to have computed, and the numbers that come of it."""
+"""One cell of a first-order screen: some of its events exactly, the others by an estimate, and how far that is off."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
-from geneformer_ray.compute.deletion_path import DeletionPath, first_anchors
-from geneformer_ray.compute.linear_trunk import Linearised, Point, cosines, passes_of
+from geneformer_ray.compute.linear_trunk import Linearised, Point, passes_of
 from geneformer_ray.compute.shifts import CellShifts
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from geneformer_ray.compute.reading import Reading
     from geneformer_ray.compute.trunk import Trunk
 
-__all__ = ["FirstOrder", "FirstOrderCell", "FirstOrderShifts"]
+__all__ = ["FirstOrder", "FirstOrderCell", "FirstOrderShifts", "to_numpy"]
 
 
 @dataclass(frozen=True)
@@ -95,185 +95,163 @@ class FirstOrderShifts:
         return cls(shifts, np.ones(len(shifts), dtype=bool), 0.0, len(shifts) + 1.0, 0)
 
 
-class FirstOrderCell:
-    """A cell's deletions, round by round.
+class FirstOrderCell(ABC):
+    """A cell's events of one kind, round by round; how they are estimated is a subclass's.
+
+    Two draws of its events are measured exactly: those that are held out, to see the error, and, where that is worth
+    it, scouts, of whose changes the estimate makes axes.
 
     Parameters
     ----------
     events
-        Deletions of one gene each.
+        Events of one gene each.
     reading, settings
         What is compared, and how well.
     trunk
         The layers up to the one that is read.
     """
 
+    scouts_wanted: ClassVar[int] = 4
+    scouts_first: ClassVar[bool] = False
+
     def __init__(self, events: CellEvents, reading: Reading, settings: FirstOrder, trunk: Trunk) -> None:
         self.events, self.reading, self.settings, self.trunk = events, reading, settings, trunk
+        self.tokens = [event[0] for event in events.events]
+        self.states_SD = torch.from_numpy(np.stack(list(reading.states.values()))).to(trunk.device)
         positions = np.flatnonzero(events.is_gene)
         self.front, self.genes = (int(positions[0]) if len(positions) else 0), len(positions)
         self.together = self.genes > 0 and int(positions[-1]) - self.front == self.genes - 1
-        self.held = events.plan.ranks == "hold"
-        self.gene_E = np.array([events.position_of[event[0]] - self.front for event in events.events], dtype=np.int64)
-        self.path = DeletionPath(max(1, self.genes), len(reading.states))
-        self.held_out, self.speaks_for_H = self._drawn()
-        self.judged_SH = np.empty((len(reading.states), 0))
-        self.known_SN = self.gone_SN = np.empty((len(reading.states), 0))
+        seed = [settings.seed, zlib.crc32(events.input_ids.astype("<i4").tobytes())]
+        draw = np.random.default_rng(seed)
+        order = self._order(draw)
+        self.held_out, speaks_for = _one_a_stretch(order, settings.held_out, draw)
+        self.speaks_for_H = np.array(speaks_for, dtype=np.float64)
+        held_out = set(self.held_out)
+        self.scouts = _one_a_stretch([token for token in order if token not in held_out], self.scouts_wanted, draw)[0]
+        self.exact: dict[int, NDArray[np.float64]] = {}
+        self.begun = self.done = False
+        self.anchors = 0
         self.passes = 0.0
         self.error = math.inf
-        self.done = False
+
+    @property
+    def functions(self) -> int:
+        """How many functions of what is read are followed back."""
+        return len(self.states_SD)
+
+    @property
+    def first(self) -> list[int]:
+        """The tokens whose events are measured in the first round."""
+        return [*self.held_out, *self.scouts] if self.scouts_first else self.held_out
 
     @property
     def pays(self) -> bool:
-        """Whether the first round costs less than the exact engine, which also takes special tokens between genes."""
-        if not self.together or self.genes < 3:
+        """Whether the least that is computed costs less than the exact engine, which takes any cell."""
+        if not self.together or self.genes < 3 or not self.tokens:
             return False
-        first = self.settings.held_out + 2 + self._cost(0, removed=self.held)
-        if not self.held:
-            anchors = first_anchors(self.genes, self.settings.anchors)
-            first += sum(self._cost(len(self.path.reach(anchor, anchors))) for anchor in anchors)
-        return first < len(self.gene_E)
-
-    def judge(self, shifts: CellShifts) -> None:
-        """Take the exact shifts of the genes that were held out, in the order of `held_out`."""
-        self.judged_SH = shifts.values_ES.T.astype(np.float64)
-        self.passes += len(shifts) + 1
+        return 1 + len(self.first) + self._least_cost() < len(self.tokens)
 
     def points(self) -> list[Point]:
         """Say what is to be computed next."""
-        if not self.known_SN.size:
-            nothing = np.empty(0, dtype=np.int64)
-            original = self._point(self.events.input_ids, self.genes, nothing, nothing, removed=self.held)
-            self.asked = [] if self.held else first_anchors(self.genes, self.settings.anchors)
-            return [original, *map(self._anchor, self.asked)]
-        return [self._anchor(anchor) for anchor in self.asked]
+        if self.begun:
+            return self._points()
+        return [self._original(), *map(self._sequence, self.first)]
 
     def take(self, found: Sequence[Linearised]) -> None:
         """Take what was computed, and decide what is to come."""
-        if not self.known_SN.size:
-            self._take_original(found[0])
-            found = found[1:]
-        for anchor, mine in zip(self.asked, found, strict=True):
-            steps = self._steps(anchor)
-            # Behind the anchor the alternate is the gene of the next deletion, before it that of the one before.
-            sign_Q = np.where(np.array(steps) >= anchor, 1.0, -1.0)
-            self.path.add_anchor(anchor, _numpy(mine.values_S), steps.start, _numpy(mine.replaced_SA) * sign_Q)
-            self.passes += self._cost(len(steps))
-        if self.held:
-            self._see_error(self.gone_SN)
-            self.done = True
+        if self.begun:
+            self._continue(found)
             return
-        for gene, shift_S in zip(self._held_out_genes(), self.judged_SH.T, strict=True):
-            self.path.add_exact(gene, shift_S + self.known_SN[:, gene])
-        self._see_error(self.path.values(without=self._held_out_genes()))
-        self.asked = self._next_anchors()
-        self.done = self.error <= self.settings.tolerance or not self.asked
+        self.begun = True
+        self.passes += len(found)
+        self._begin(found[0], dict(zip(self.first, found[1:], strict=True)))
 
     def result(self) -> FirstOrderShifts:
         """Give the numbers of all events."""
-        if self.held:
-            shift_SN = self.gone_SN - self.known_SN
-            exact = self._held_out_genes()
-            shift_SN[:, exact] = self.judged_SH
-        else:
-            shift_SN = self.path.values() - self.known_SN
-            exact = sorted(self.path.exact)
+        shift_SE = self._estimates()
+        for number, token in enumerate(self.tokens):
+            if token in self.exact:
+                shift_SE[:, number] = self.exact[token]
         shifts = CellShifts(
             [tuple(event) for event in self.events.events],
-            np.ascontiguousarray(shift_SN[:, self.gene_E].T, dtype=np.float32),
+            np.ascontiguousarray(shift_SE.T, dtype=np.float32),
             skipped=self.events.skipped,
         )
-        return FirstOrderShifts(shifts, np.isin(self.gene_E, exact), self.error, self.passes, len(self.path.anchors))
+        exact_E = np.isin(self.tokens, list(self.exact))
+        return FirstOrderShifts(shifts, exact_E, self.error, self.passes, self.anchors)
 
-    def _drawn(self) -> tuple[list[int], NDArray[np.float64]]:
-        """Draw the tokens that are held out, whatever batch or worker the cell is in, and how many each speaks for.
+    @abstractmethod
+    def _order(self, draw: np.random.Generator) -> list[int]:
+        """Give the events' tokens, those first of which more are drawn."""
 
-        One of each stretch of ranks; the stretches are short at first, for there is most to go wrong.
-        """
-        seed = [self.settings.seed, zlib.crc32(self.events.input_ids.astype("<i4").tobytes())]
-        shares = np.linspace(0, 1, min(self.settings.held_out, len(self.gene_E)) + 1)
-        edges = np.maximum(np.round(len(self.gene_E) * shares**2).astype(int), np.arange(len(shares)))
-        drawn = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
-        events = np.argsort(self.gene_E, kind="stable")[drawn]
-        return [self.events.events[event][0] for event in events.tolist()], np.diff(edges).astype(np.float64)
+    @abstractmethod
+    def _least_cost(self) -> float:
+        """Say what comes on top of the first round, in passes."""
 
-    def _held_out_genes(self) -> list[int]:
-        return [self.events.position_of[token] - self.front for token in self.held_out]
+    @abstractmethod
+    def _begin(self, original: Linearised, measured: Mapping[int, Linearised]) -> None:
+        """Take the first round."""
 
-    def _cost(self, alternates: int, *, removed: bool = False) -> float:
-        """Say what an anchor costs, or the original."""
-        length, gradient = len(self.events.input_ids), removed or alternates > 0
-        return passes_of(self.trunk, length, alternates, len(self.reading.states), gradient=gradient)
+    def _points(self) -> list[Point]:
+        """Say what a later round needs; no subclass has one that is not done before it."""
+        raise NotImplementedError
 
-    def _steps(self, anchor: int) -> range:
-        return self.path.reach(anchor, {*self.path.anchors, *self.asked})
+    def _continue(self, found: Sequence[Linearised]) -> None:
+        """Take what a later round gave."""
+        raise NotImplementedError
 
-    def _anchor(self, anchor: int) -> Point:
-        """Make the cell without a gene; in each step's place stands the one gene, and may stand the other."""
-        ids, position = self.events.input_ids, self.front + anchor
-        step_Q = self.front + np.array(self._steps(anchor), dtype=np.int64)
-        alternate_Q = np.where(step_Q >= position, ids[step_Q], ids[step_Q + 1])
-        return self._point(np.delete(ids, position), self.genes - 1, step_Q, alternate_Q)
+    @abstractmethod
+    def _estimates(self) -> NDArray[np.float64]:
+        """Estimate the shifts of all events, shape (states, events)."""
 
-    def _point(
-        self,
-        ids: NDArray[np.integer],
-        genes: int,
-        at: NDArray[np.int64],
-        alternates: NDArray[np.integer],
-        *,
-        removed: bool = False,
-    ) -> Point:
-        device = self.trunk.device
-        ids_L, at_A, ids_A = (torch.from_numpy(array.astype(np.int64)).to(device) for array in (ids, at, alternates))
-        return Point(ids_L, slice(self.front, self.front + genes), at_A, ids_A, removed=removed)
+    def _original(self) -> Point:
+        """Give the cell as it is."""
+        return self._point(self.events.input_ids, slice(self.front, self.front + self.genes))
 
-    def _take_original(self, found: Linearised) -> None:
-        """Note what each deletion is compared with, and what f is with its gene gone and all ranks held."""
-        everything_SN = _numpy(found.values_S)[:, None].repeat(self.genes, axis=1)
-        without_SN, share = everything_SN, 1.0
-        if self.reading.embedding == "mean":
-            states_SD = (
-                torch.from_numpy(np.stack(list(self.reading.states.values()))).to(found.hidden_LD.device).double()
-            )
-            hidden_ND = found.hidden_LD[self.front : self.front + self.genes].double()
-            others_ND = (hidden_ND.sum(dim=0) - hidden_ND) / (self.genes - 1)
-            without_SN = _numpy(cosine_similarity(others_ND[None], states_SD[:, None], dim=2))
-            # A gene's leaving the mean is known, and no small thing beside its other effects: near a state, where the
-            # gradient vanishes, what f's curvature makes of it counts.
-            mean_D = hidden_ND.mean(dim=0)
-            at_mean_S, gradient_SD = cosines(mean_D, states_SD)
-            first_SN = at_mean_S[:, None] + gradient_SD @ (others_ND - mean_D).T
-            self.path.curved_SN = without_SN - _numpy(first_SN)
-            share = self.genes / (self.genes - 1)  # what f reads is a mean of one gene fewer
-        self.known_SN = without_SN if self.reading.comparison == "context" else everything_SN
-        if self.held:
-            self.gone_SN = without_SN + share * _numpy(found.removed_SL)[:, self.front : self.front + self.genes]
-        self.passes += self._cost(0, removed=self.held)
+    def _sequence(self, token: int) -> Point:
+        """Give the cell as the event of a gene leaves it."""
+        (batch,) = replace(self.events, events=[(token,)]).batches(1)
+        read = batch.kept_perturbed_EK if self.reading.comparison == "context" else batch.genes_perturbed_EN
+        ranks = None if batch.ranks_EL is None else torch.from_numpy(batch.ranks_EL[0]).to(self.trunk.device)
+        point = self._point(batch.input_ids_EL[0], slice(int(read[0, 0]), int(read[0, -1]) + 1))
+        return replace(point, ranks_L=ranks)
 
-    def _see_error(self, value_SN: NDArray[np.float64]) -> None:
-        """Compare with the exact values of genes that are no anchors: these are exact by themselves."""
-        effect_SN = value_SN - self.known_SN
-        genes = self._held_out_genes()
-        judging = [number for number, gene in enumerate(genes) if gene not in self.path.anchors]
+    def _point(self, ids: NDArray[np.integer], read: slice) -> Point:
+        none = np.empty(0, dtype=np.int64)
+        return Point(self._on_device(ids), read, self._on_device(none), self._on_device(none))
+
+    def _on_device(self, array: NDArray[np.integer]) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(array, dtype=np.int64)).to(self.trunk.device)
+
+    def _cosines(self, read_XD: torch.Tensor) -> NDArray[np.float64]:
+        """Give the cosine of each embedding with each state, shape (states, X)."""
+        return to_numpy(cosine_similarity(read_XD.double()[None], self.states_SD.double()[:, None], dim=2))
+
+    def _cost(self, alternates: int) -> float:
+        """Say what a point costs that is followed back."""
+        return passes_of(self.trunk, len(self.events.input_ids), alternates, self.functions)
+
+    def _error(self, shift_SE: NDArray[np.float64], but: Iterable[int] = ()) -> float:
+        """Compare estimates with the exact values of held-out events, but those with another part in them."""
+        number_of = {token: number for number, token in enumerate(self.tokens)}
+        judging = [place for place, token in enumerate(self.held_out) if token not in set(but)]
         if not judging:
-            self.error = 0.0
-            return
-        off_SH = effect_SN[:, [genes[number] for number in judging]] - self.judged_SH[:, judging]
+            return 0.0
+        exact_SH = np.stack([self.exact[self.held_out[place]] for place in judging], axis=1)
+        off_SH = shift_SE[:, [number_of[self.held_out[place]] for place in judging]] - exact_SH
         off_S = np.sqrt(np.average(off_SH**2, axis=1, weights=self.speaks_for_H[judging]))
-        spread_S = effect_SN.std(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            self.error = float(np.where(off_S > 0, off_S / spread_S, 0.0).max())
-
-    def _next_anchors(self) -> list[int]:
-        """Cut those stretches in two whose steps missed the next anchor by most, half of them at most."""
-        gaps = self.path.gaps()
-        longest = sorted((pair for pair in gaps if pair[1] - pair[0] > 1), key=lambda pair: (-gaps[pair], pair))
-        new = sorted((a + b) // 2 for a, b in longest[: -(-len(gaps) // 2)])
-        anchors = {*self.path.anchors, *new}
-        cost = sum(self._cost(len(self.path.reach(anchor, anchors))) for anchor in new)
-        return new if self.passes + cost <= self.settings.most_cost * len(self.gene_E) else []
+            return float(np.where(off_S > 0, off_S / shift_SE.std(axis=1), 0.0).max())
 
 
-def _numpy(x: torch.Tensor) -> NDArray[np.float64]:
+def _one_a_stretch(order: Sequence[int], number: int, draw: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Draw one of each of so many stretches, and say how long these are: short at first, where most is missed."""
+    shares = np.linspace(0, 1, min(number, len(order)) + 1)
+    edges = np.maximum(np.round(len(order) * shares**2).astype(int), np.arange(len(shares)))
+    drawn = draw.integers(edges[:-1], edges[1:])
+    return [order[place] for place in drawn.tolist()], np.diff(edges).tolist()
+
+
+def to_numpy(x: torch.Tensor) -> NDArray[np.float64]:
+    """Bring a tensor's numbers here, in double precision."""
     return x.detach().cpu().numpy().astype(np.float64)

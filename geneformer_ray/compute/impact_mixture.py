@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.mixture import GaussianMixture
 
 from geneformer_ray.compute.rank_tests import mean_per_gene
-from geneformer_ray.compute.shift_rows import read_measured_rows
+from geneformer_ray.compute.shift_rows import mean_column, read_measured_rows
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def mixture_table(
     state: str | None = None,
     symbols: Mapping[str, str] | None = None,
     seed: int = 0,
+    measure: str = "shift",
 ) -> tuple[pd.DataFrame, ImpactMixture]:
     """Part the genes into those with and without an impact on cells.
 
@@ -96,13 +97,16 @@ def mixture_table(
         Symbol of each vocabulary key. A key without one stands for itself.
     seed
         Seed of the fit.
+    measure
+        What is read of a screen with states: `shift`, or of a decomposed one `shift_gene` or `shift_rank`.
 
     Returns
     -------
     table
-        One row a gene. Columns: `gene`, `symbol`, `similarity` or `shift_to_STATE` (mean), `impact_component` (whether
-        its probability is above one half), `impact_probability`, `impact_share` (share of the gene's cells whose own
-        impact lies in that component), `cells`. Genes with impact come first, then by impact, largest first.
+        One row a gene. Columns: `gene`, `symbol`, `similarity` or `shift_to_STATE` (mean; `shift_gene_to_STATE`, ...),
+        `impact_component` (whether its probability is above one half), `impact_probability`, `impact_share` (share of
+        the gene's cells whose own impact lies in that component), `cells`. Genes with impact come first, then by
+        impact, largest first.
     mixture
         The components.
 
@@ -116,7 +120,7 @@ def mixture_table(
     Upstream's ``mixture_model`` fits the same two components, but takes the first one that scikit-learn happens to
     name for the one with impact: where that is the higher similarity, half of the affected genes are lost.
     """
-    rows = read_measured_rows(shifts, state, symbols)
+    rows = read_measured_rows(shifts, state, symbols, measure=measure)
     n_genes = len(rows.genes)
     mean_G = mean_per_gene(rows.value_N, rows.gene_N, n_genes)
     impact_G, impact_N = (1 - mean_G, 1 - rows.value_N) if state is None else (np.abs(mean_G), np.abs(rows.value_N))
@@ -126,7 +130,7 @@ def mixture_table(
     probability_G = mixture.probability(impact_G)
     within_N = (mixture.probability(impact_N) > 0.5).astype(np.float64)
     table = pd.DataFrame({"gene": list(rows.genes), "symbol": list(rows.symbols)})
-    table["similarity" if state is None else f"shift_to_{state}"] = mean_G
+    table["similarity" if state is None else mean_column(measure, state)] = mean_G
     table["impact_component"] = probability_G > 0.5
     table["impact_probability"] = probability_G
     table["impact_share"] = mean_per_gene(within_N, rows.gene_N, n_genes)

@@ -1,4 +1,4 @@
-"""A sequence around which a model is made linear: what f is there, and how it changes where one token changes.
+"""A sequence around which a model is made linear: what is read there, and how f of it changes where one token does.
 
 A token that is replaced changes f in two ways. Its own hidden states change: those are computed, through all layers,
 among the others as they were. And the others attend to it: what attention gives them changes by a closed form
@@ -19,11 +19,11 @@ from geneformer_ray.compute.attention import attention
 from geneformer_ray.compute.attention_influence import attend_in_place, attention_influence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from geneformer_ray.compute.trunk import Trunk
 
-__all__ = ["Linearised", "Point", "cosines", "linearise", "passes_of", "vectors_a_token"]
+__all__ = ["Linearised", "Point", "linearise", "passes_of", "vectors_a_token"]
 
 
 @dataclass(frozen=True)
@@ -35,41 +35,45 @@ class Point:
     ids_L
         Token ids on the device, int64, shape (length,).
     genes
-        The stretch of positions that hold genes: f reads their mean.
+        The stretch of positions whose mean is read.
     at_A, ids_A
         Positions at which another token is put, and that token; shape (alternates,).
+    functions
+        Gives, for what is read, shape (width,), the values of f, shape (functions,), and their gradients, shape
+        (functions, width): as many for all points. None where nothing is wanted but what is read.
     removed
         Whether to give the change without each key as well.
     inputs
         Whether to give the gradient of the embeddings as well.
+    ranks_L
+        Which position embedding each token gets, shape (length,); None for 0, 1, 2 and so on.
     """
 
     ids_L: torch.Tensor
     genes: slice
     at_A: torch.Tensor
     ids_A: torch.Tensor
+    functions: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
     removed: bool = False
     inputs: bool = False
+    ranks_L: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids_L) + len(self.at_A)
 
-    @property
-    def changes(self) -> bool:
-        """Whether more than f itself is wanted."""
-        return self.removed or self.inputs or len(self.at_A) > 0
-
 
 @dataclass
 class Linearised:
-    """What f is at a point, and its changes, for each of S states.
+    """What is read at a point, and the changes of each of S functions f of it.
 
     Parameters
     ----------
     hidden_LD
         The hidden states; position 0 alone where that is all that is read.
+    read_D
+        What is read: position 0, or the mean of the genes.
     values_S
-        f itself: the cosine of what is read with the state.
+        f itself.
     replaced_SA
         Change of f when an alternate takes its place.
     gate_SL
@@ -81,6 +85,7 @@ class Linearised:
     """
 
     hidden_LD: torch.Tensor
+    read_D: torch.Tensor
     values_S: torch.Tensor
     replaced_SA: torch.Tensor
     gate_SL: torch.Tensor
@@ -90,9 +95,7 @@ class Linearised:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def linearise(
-    trunk: Trunk, points: Sequence[Point], states_SD: torch.Tensor, *, first_only: bool = False
-) -> list[Linearised]:
+def linearise(trunk: Trunk, points: Sequence[Point], *, first_only: bool = False) -> list[Linearised]:
     """Compute points side by side: products take the tokens of all of them at once, attention goes point by point.
 
     No gradient of a parameter is computed. Between the way forward and the way back each layer keeps two vectors a
@@ -104,55 +107,54 @@ def linearise(
         The layers up to the one that is read.
     points
         Sequences, each not empty.
-    states_SD
-        The states' embeddings on the device, shape (states, width).
     first_only
         Read position 0, a ``<cls>``, not the mean of the genes.
     """
     found: dict[int, Linearised] = {}
-    for changes in (False, True):
-        numbers = [number for number, point in enumerate(points) if point.changes == changes]
+    for back in (False, True):
+        numbers = [number for number, point in enumerate(points) if (point.functions is not None) == back]
         if numbers:
-            passes = _Passes(trunk, [points[number] for number in numbers], states_SD, first_only=first_only)
-            found |= dict(zip(numbers, passes.run(back=changes), strict=True))
+            passes = _Passes(trunk, [points[number] for number in numbers], first_only=first_only)
+            found |= dict(zip(numbers, passes.run(back=back), strict=True))
     return [found[number] for number in range(len(points))]
 
 
-def passes_of(trunk: Trunk, length: int, alternates: int, states: int, *, gradient: bool = True) -> float:
+def passes_of(trunk: Trunk, length: int, alternates: int, functions: int) -> float:
     """Say what a point costs in forward passes of its sequence: its products, counted."""
     layers, width, feed_forward = len(trunk.layers), trunk.tokens_VD.shape[1], trunk.layers[0].up.shape[1]
     linear, scores = width * (4 * width + 2 * feed_forward), length * width
     forward = layers * length * (linear + 2 * scores)
-    if not gradient:
-        return 1.0
     # Forward; all but attention's second product again; and back, where the first layer's inputs are not asked for.
     again = layers * length * (linear + scores)
-    back = states * (layers * length * (linear + 4 * scores) - 3 * length * (width * width + scores))
-    beside = layers * alternates * (linear + 2 * scores + 2 * width * width + (1 + states) * scores)
+    back = functions * (layers * length * (linear + 4 * scores) - 3 * length * (width * width + scores))
+    beside = layers * alternates * (linear + 2 * scores + 2 * width * width + (1 + functions) * scores)
     passes: float = (forward + again + back + beside) / forward
     return passes
 
 
-def vectors_a_token(trunk: Trunk, states: int) -> int:
+def vectors_a_token(trunk: Trunk, functions: int) -> int:
     """Say how many vectors of the model's width a token has in memory at once, on the way back through a layer."""
-    return 2 * len(trunk.layers) + 16 + 8 * states
+    return 2 * len(trunk.layers) + 16 + 8 * functions
 
 
 class _Passes:
     """The way forward and the way back, with what the one leaves for the other."""
 
-    def __init__(self, trunk: Trunk, points: Sequence[Point], states_SD: torch.Tensor, *, first_only: bool) -> None:
-        self.trunk, self.points, self.states_SD, self.first_only = trunk, points, states_SD, first_only
+    def __init__(self, trunk: Trunk, points: Sequence[Point], *, first_only: bool) -> None:
+        self.trunk, self.points, self.first_only = trunk, points, first_only
         self.tokens = _stretches(len(point.ids_L) for point in points)
         self.alternates = _stretches(len(point.at_A) for point in points)
-        self.starts = torch.tensor([stretch.start for stretch in self.tokens], device=states_SD.device)
+        self.starts = torch.tensor([stretch.start for stretch in self.tokens], device=trunk.device)
         self.entered: list[torch.Tensor] = []
         self.alternates_entered: list[torch.Tensor] = []
         self.contexts: list[torch.Tensor] = []
 
     def run(self, *, back: bool) -> list[Linearised]:
         """Go through all layers, and back where changes are wanted."""
-        ranks = [torch.arange(len(point.ids_L), device=point.ids_L.device) for point in self.points]
+        ranks = [
+            torch.arange(len(point.ids_L), device=point.ids_L.device) if point.ranks_L is None else point.ranks_L
+            for point in self.points
+        ]
         x_TD = self.trunk.embed(torch.cat([point.ids_L for point in self.points]), torch.cat(ranks))
         y_UD = self.trunk.embed(
             torch.cat([point.ids_A for point in self.points]), torch.cat([point.at_A for point in self.points])
@@ -194,23 +196,27 @@ class _Passes:
 
     def _read(self, x_TD: torch.Tensor, y_UD: torch.Tensor) -> tuple[list[Linearised], torch.Tensor]:
         """Take f, its gradient with respect to the last states, and what alternates change by their own states."""
-        gradient_STD = x_TD.new_zeros(len(self.states_SD), *x_TD.shape)
-        found = []
+        found, gradients = [], []
         for number, (point, stretch) in enumerate(zip(self.points, self.tokens, strict=True)):
-            at_A = point.at_A
-            if self.first_only:
-                hidden_LD = x_TD[number : number + 1]
-                values_S, gradient_SD = cosines(hidden_LD[0], self.states_SD)
-                gradient_STD[:, number] = gradient_SD
-                replaced_SA = gradient_SD.new_zeros(len(gradient_SD), len(at_A))
-            else:
-                hidden_LD = x_TD[stretch]
-                mean_D, genes = hidden_LD[point.genes].mean(dim=0), point.genes.stop - point.genes.start
-                values_S, gradient_SD = cosines(mean_D, self.states_SD)
-                gradient_STD[:, stretch][:, point.genes] = gradient_SD[:, None] / genes
-                replaced_SA = gradient_SD @ (y_UD[self.alternates[number]] - hidden_LD[at_A]).T / genes
+            hidden_LD = x_TD[number : number + 1] if self.first_only else x_TD[stretch]
+            read_D = hidden_LD[0] if self.first_only else hidden_LD[point.genes].mean(dim=0)
+            nothing = read_D.new_zeros(0), read_D.new_zeros(0, len(read_D))
+            values_S, gradient_SD = nothing if point.functions is None else point.functions(read_D)
+            gradients.append(gradient_SD)
             gate_SL, removed_SL = (values_S.new_zeros(len(values_S), len(point.ids_L)) for _ in range(2))
-            found.append(Linearised(hidden_LD, values_S, replaced_SA, gate_SL, removed_SL))
+            replaced_SA = values_S.new_zeros(len(values_S), len(point.at_A))
+            if not self.first_only:
+                own_AD = y_UD[self.alternates[number]] - hidden_LD[point.at_A]
+                read_A = (point.at_A >= point.genes.start) & (point.at_A < point.genes.stop)
+                replaced_SA = gradient_SD @ own_AD.T * read_A / (point.genes.stop - point.genes.start)
+            found.append(Linearised(hidden_LD, read_D, values_S, replaced_SA, gate_SL, removed_SL))
+        gradient_STD = x_TD.new_zeros(len(gradients[0]), *x_TD.shape)
+        for number, (point, stretch) in enumerate(zip(self.points, self.tokens, strict=True)):
+            if self.first_only:
+                gradient_STD[:, number] = gradients[number]
+            else:
+                genes = point.genes.stop - point.genes.start
+                gradient_STD[:, stretch][:, point.genes] = gradients[number][:, None] / genes
         return found, gradient_STD
 
     def _back(self, number: int, gradient_STD: torch.Tensor, found: list[Linearised]) -> torch.Tensor:
@@ -224,7 +230,7 @@ class _Passes:
         residual_QD = x_TD[self.starts] if first_row else x_TD
         past_SQD, gradient_SQD = self._through_feed_forward(number, residual_QD, context_QD, gradient_STD)
         parts, others = layer.queries_keys_values(x_TD), layer.queries_keys_values(y_UD)
-        product_STX = x_TD.new_zeros(len(self.states_SD), len(x_TD), 3 * x_TD.shape[1])
+        product_STX = x_TD.new_zeros(len(gradient_STD), len(x_TD), 3 * x_TD.shape[1])
         for point, mine, stretch, alternates in zip(self.points, found, self.tokens, self.alternates, strict=True):
             rows = self._rows(stretch, first_row=first_row)
             q_HLK, k_HLK, v_HLK = (_wide(self._heads(part, stretch)) for part in parts)
@@ -279,11 +285,3 @@ def _stretches(lengths: Iterable[int]) -> list[slice]:
 def _wide(x: torch.Tensor) -> torch.Tensor:
     """Give float32 where products are of lower precision: what is summed over a whole sequence is not rounded."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def cosines(read_D: torch.Tensor, states_SD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the cosine with each state, shape (states,), and its gradient, shape (states, width)."""
-    length = read_D.norm()
-    direction_D, directions_SD = read_D / length, states_SD / states_SD.norm(dim=1, keepdim=True)
-    cosine_S = directions_SD @ direction_D
-    return cosine_S, (directions_SD - cosine_S[:, None] * direction_D) / length

@@ -37,6 +37,7 @@ def vs_null_table(
     seed: int = 0,
     groups: Mapping[str, str] | None = None,
     fdr_level: float = 0.05,
+    measure: str = "shift",
 ) -> pd.DataFrame:
     """Compare each gene's values with the same gene's values in a null screen.
 
@@ -58,6 +59,8 @@ def vs_null_table(
         Group of each cell: the interval then resamples groups instead of cells. The tests take cells as independent.
     fdr_level
         `significant` is "`fdr` is below this".
+    measure
+        What is read of screens with states: `shift`, or of decomposed ones `shift_gene` or `shift_rank`.
 
     Returns
     -------
@@ -72,8 +75,8 @@ def vs_null_table(
     InputError
         A table is broken, has no such rows, or shares no gene with the other.
     """
-    rows = read_measured_rows(shifts, state, symbols)
-    others = read_measured_rows(null, state, symbols, "null")
+    rows = read_measured_rows(shifts, state, symbols, measure=measure)
+    others = read_measured_rows(null, state, symbols, "null", measure)
     n_genes = len(rows.genes)
     gene_of_other = codes_in(others.genes, rows.genes)[others.gene_N]
     shared = gene_of_other >= 0

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from geneformer_ray.compute.bootstrap import bootstrap_effect_interval, group_codes, resampling_units
+from geneformer_ray.compute.rank_share import rank_parts
 from geneformer_ray.compute.rank_tests import benjamini_hochberg, mean_per_gene, rank_sum_against_pool
-from geneformer_ray.compute.shift_rows import read_shift_rows, states_of
+from geneformer_ray.compute.shift_rows import check_measure, mean_column, read_shift_rows, states_of
 from geneformer_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def goal_shift_table(
     seed: int = 0,
     groups: Mapping[str, str] | None = None,
     fdr_level: float = 0.05,
+    measure: str = "shift",
 ) -> pd.DataFrame:
     """Rank the perturbed genes by how far they move cells towards the goal state.
 
@@ -58,8 +60,8 @@ def goal_shift_table(
     ----------
     shifts
         The `cell_shifts` table of a screen with states: `cell_id` string, `genes` list of strings, `measure`
-        string, `state` string, `value` float (difference of cosine similarities, no unit). Rows whose measure
-        is not `shift` are left aside. At most one row for the same cell, genes and state; the order of rows
+        string, `state` string, `value` float (difference of cosine similarities, no unit). Rows of other measures
+        are left aside. At most one row for the same cell, genes and state; the order of rows
         does not matter, nor that of the genes within an event.
     goal, start, alternatives
         Names of the states. `start` may be None for a screen that did not record it.
@@ -75,6 +77,9 @@ def goal_shift_table(
         narrow.
     fdr_level
         `significant` is "the goal's FDR is below this".
+    measure
+        What is ranked: `shift`, or of a decomposed screen `shift_gene` (the gene's effect with all ranks held) or
+        `shift_rank`. The columns of means are named for it: `shift_gene_to_STATE`.
 
     Returns
     -------
@@ -82,13 +87,16 @@ def goal_shift_table(
     sorted, joined with "+"), `symbol`, then `shift_to_STATE` (mean), `p_STATE`, `fdr_STATE` for goal, start
     and each alternative, then `effect`, `ci_low`, `ci_high` (95 % percentile interval), `cells` (with a value
     for the goal), `significant`, and with groups `sign_consistency` and `groups` (see :func:`sign_consistency`).
+    The shifts of a decomposed screen have more columns behind these, which are the same as without them: gene effect
+    and rank shift towards the goal (see :func:`geneformer_ray.compute.rank_share.rank_parts`). Those of a screen that
+    says which values are exact have `exact_share` last: the share of the gene's values for the goal that are.
     Significant rows come first, then by shift to goal, highest first, then by FDR.
 
     Raises
     ------
     InputError
         A state has no rows or is named twice, a column or a group is missing, a value is not a finite number,
-        or the same cell, genes and state occur twice.
+        or the same cell, genes and state occur twice; or the table lacks the measure.
 
     Notes
     -----
@@ -109,11 +117,12 @@ def goal_shift_table(
     for index, (field, state) in enumerate(named):
         if state in states[:index]:
             raise InputError(field, repr(state), "each state once among goal, start and alternatives")
-    data = read_shift_rows(shifts, measure="shift", states=states, symbols=symbols)
+    data = read_shift_rows(shifts, measure=measure, states=states, symbols=symbols)
     rows_per_state = np.bincount(data.state_N, minlength=len(states))
     for (field, state), rows in zip(named, rows_per_state, strict=True):
         if rows == 0:
-            known = ", ".join(states_of(shifts)) or "none: no row has the measure 'shift'"
+            check_measure(shifts, measure)
+            known = ", ".join(states_of(shifts, measure)) or f"none: no row has the measure {measure!r}"
             raise InputError(field, repr(state), f"a state of the table ({known})")
 
     n_genes = len(data.genes)
@@ -122,14 +131,14 @@ def goal_shift_table(
         of_state = data.state_N == code
         value, gene = data.value_N[of_state], data.gene_N[of_state]
         p_G = rank_sum_against_pool(value, gene, n_genes)
-        columns[f"shift_to_{state}"] = mean_per_gene(value, gene, n_genes)
+        columns[mean_column(measure, state)] = mean_per_gene(value, gene, n_genes)
         columns[f"p_{state}"] = p_G
         columns[f"fdr_{state}"] = benjamini_hochberg(p_G)
 
     of_goal = data.state_N == 0
     value, gene, cell = data.value_N[of_goal], data.gene_N[of_goal], data.cell_N[of_goal]
     spread = float(value.std())
-    mean_G = cast("FloatArray", columns[f"shift_to_{goal}"])
+    mean_G = cast("FloatArray", columns[mean_column(measure, goal)])
     columns["effect"] = (mean_G - value.mean()) / spread if spread > 0 else np.full(n_genes, np.nan)
     unit = resampling_units(data.cells, groups)[cell]
     columns["ci_low"], columns["ci_high"] = bootstrap_effect_interval(value, gene, unit, n_genes, bootstrap, seed)
@@ -139,11 +148,15 @@ def goal_shift_table(
     if groups is not None:
         group = group_codes(data.cells, groups)[cell]
         columns["sign_consistency"], columns["groups"] = sign_consistency(value, gene, group, n_genes)
+    if measure == "shift":
+        columns |= rank_parts(shifts, data, goal, cast("NDArray[np.bool_]", columns["significant"]), fdr_level)
+    if data.exact_N is not None:
+        columns["exact_share"] = mean_per_gene(data.exact_N[of_goal].astype(np.float64), gene, n_genes)
 
     table = pd.DataFrame(columns)
     table = table[table["cells"] > 0]
     # The gene comes last so that equal rows have one order, whatever the order of the input.
-    order = ["significant", f"shift_to_{goal}", f"fdr_{goal}", "gene"]
+    order = ["significant", mean_column(measure, goal), f"fdr_{goal}", "gene"]
     return table.sort_values(order, ascending=[False, False, True, True]).reset_index(drop=True)
 
 

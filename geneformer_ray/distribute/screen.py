@@ -12,16 +12,9 @@ from geneformer_ray.data import storage
 from geneformer_ray.data.shards import each_finished, forget_attempts
 from geneformer_ray.distribute.fan_out import Pool, fan_out
 from geneformer_ray.distribute.job_metrics import count_resumed
+from geneformer_ray.distribute.screen_tables import CELL_SHIFTS, GENE_SHIFTS, GENE_SUMMARY, PAIR_SUMS, REJECTS
 from geneformer_ray.distribute.screen_totals import ScreenTotals
-from geneformer_ray.distribute.screen_worker import (
-    CELL_SHIFTS,
-    GENE_SHIFTS,
-    GENE_SUMMARY,
-    PAIR_SUMS,
-    REJECTS,
-    ScreenWorker,
-    SummaryWorker,
-)
+from geneformer_ray.distribute.screen_worker import ScreenWorker, SummaryWorker
 from geneformer_ray.errors import InputError
 from geneformer_ray.progress import Progress
 

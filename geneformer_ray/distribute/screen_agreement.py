@@ -12,7 +12,7 @@ from geneformer_ray.compute.verification import ControlCells, control_genes_stat
 from geneformer_ray.compute.verified_shifts import exact_values, rows_of, single_genes
 from geneformer_ray.data.shards import read_shard
 from geneformer_ray.distribute.screen_merge import merge_items, read_exact
-from geneformer_ray.distribute.screen_worker import CELL_SHIFTS
+from geneformer_ray.distribute.screen_tables import CELL_SHIFTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

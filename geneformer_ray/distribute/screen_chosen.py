@@ -11,7 +11,7 @@ from geneformer_ray.compute.verification import genes_to_verify
 from geneformer_ray.compute.verified_shifts import GeneSums, rows_of
 from geneformer_ray.data import storage
 from geneformer_ray.data.shards import read_shard
-from geneformer_ray.distribute.screen_worker import CELL_SHIFTS
+from geneformer_ray.distribute.screen_tables import CELL_SHIFTS
 from geneformer_ray.progress import Progress
 
 if TYPE_CHECKING:

@@ -53,7 +53,8 @@ SCREEN_CODE = (
 # And those that decide nothing in a screen of exact shifts as they are.
 METHOD_CODE = (
     *("attention_influence", "decomposition", "deletion_path", "first_order", "first_order_cell"),
-    *("first_order_figures", "linear_trunk", "verification", "verified_shifts"),
+    *("first_order_figures", "held_ranks", "linear_trunk", "overexpression_path", "path_cell", "tangent"),
+    *("verification", "verified_shifts"),
 )
 # What cuts a screen into items and does one; and chooses what a verified screen measures, and puts it in its place.
 ITEM_CODE, VERIFIED_CODE = ("screen_items", "screen_worker"), ("screen_chosen", "screen_merge", "screen_verified")

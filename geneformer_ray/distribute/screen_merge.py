@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from geneformer_ray.compute.verified_shifts import exact_values, put_in_place, rows_of, single_genes
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import mark_finished, read_shard, write_shard
-from geneformer_ray.distribute.screen_worker import CELL_SHIFTS, REJECTS
+from geneformer_ray.distribute.screen_tables import CELL_SHIFTS, REJECTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -21,6 +21,7 @@ from geneformer_ray.compute.token_budget import TokenBudget, out_of_memory
 from geneformer_ray.data import storage
 from geneformer_ray.data.cells import CellTable
 from geneformer_ray.data.shards import begin_attempt, end_attempts, mark_finished, write_shard
+from geneformer_ray.distribute.screen_tables import CELL_SHIFTS, GENE_SHIFTS, GENE_SUMMARY, PAIR_SUMS, REJECTS
 from geneformer_ray.distribute.worker_model import open_runner
 from geneformer_ray.errors import InputError
 
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["CELL_SHIFTS", "GENE_SHIFTS", "GENE_SUMMARY", "PAIR_SUMS", "REJECTS", "ScreenWorker", "SummaryWorker"]
+__all__ = ["ScreenWorker", "SummaryWorker"]
 
-CELL_SHIFTS, GENE_SHIFTS, GENE_SUMMARY = "cell_shifts", "gene_shifts", "gene_shifts_summary"
-PAIR_SUMS, REJECTS = "_pair_sums", "_rejects"
 # Sums lie sorted by bucket: a small group of rows is read without its neighbours.
 ROWS_OF_A_GROUP = 2**16
 # An item that took its process with it so often is screened cell by cell, and a cell that then did so this often is set

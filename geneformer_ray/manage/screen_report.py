@@ -14,7 +14,7 @@ from geneformer_ray.manage.shift_plots import ranked_bars, volcano
 from geneformer_ray.manage.violin_plot import GENES, violin_by_group
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from geneformer_ray.manage.shift_plots import Measure
 
@@ -40,6 +40,8 @@ def write_screen_report(
     group: str = "group",
     pairs: pd.DataFrame | None = None,
     symbols: Mapping[str, str] | None = None,
+    figures: Sequence[KeyFigure] = (),
+    parts: Sequence[Section] = (),
 ) -> dict[str, str]:
     """Write ``OUTPUT/report.html``, and its pictures in ``OUTPUT/figures``.
 
@@ -66,6 +68,8 @@ def write_screen_report(
         `perturbed`, `affected`, `mean` (cosine similarity), `count` (cells): for the heat map.
     symbols
         Gene -> symbol, of affected genes too.
+    figures, parts
+        Key figures and sections of one kind of screen; these come behind the ranked genes.
 
     Returns
     -------
@@ -76,6 +80,7 @@ def write_screen_report(
     sections = [
         _volcano(table, measure),
         _ranked(table, measure),
+        *parts,
         _spread(values, strongest, of_cells or measure, symbols, group),
         _affected(pairs, strongest, symbols),
         _rows(table),
@@ -85,7 +90,7 @@ def write_screen_report(
         storage.join(output, "report.html"),
         title=title,
         lead=lead,
-        summary=_key_figures(table, measure),
+        summary=[*_key_figures(table, measure), *figures],
         sections=[section for section in sections if section is not None],
         pictures=storage.join(output, "figures"),
     )

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.patches import Patch
-from matplotlib.scale import AsinhScale
-from matplotlib.ticker import NullLocator
 
+from geneformer_ray.compute.shift_rows import mean_column
 from geneformer_ray.manage.figure_style import (
     BLUE,
     FAINT,
@@ -26,6 +25,7 @@ from geneformer_ray.manage.figure_style import (
     shortened,
 )
 from geneformer_ray.manage.label_placement import place_labels
+from geneformer_ray.manage.stretched_axis import DWARFED, MOST, stretch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,9 +38,12 @@ if TYPE_CHECKING:
 __all__ = ["Measure", "ranked_bars", "volcano"]
 
 LOG_FDR = "\N{MINUS SIGN}log\N{SUBSCRIPT ONE}\N{SUBSCRIPT ZERO} FDR"
-# An axis on which this share of the values has less than so small a part of the room is stretched around zero.
-MOST, DWARFED = 0.9, 6
 SHORT = 12  # signs
+MEANS = {
+    "shift": "mean shift to",
+    "shift_gene": "mean shift by the gene alone to",
+    "shift_rank": "mean shift by rank alone to",
+}
 ONE_MINUS = "1 \N{MINUS SIGN} "
 
 
@@ -71,14 +74,13 @@ class Measure:
     similarity: bool = False
 
     @classmethod
-    def shift_to(cls, state: str) -> Measure:
-        """Give the columns of `goal_shift_table` for a state."""
+    def shift_to(cls, state: str, measure: str = "shift") -> Measure:
+        """Give the columns of `goal_shift_table` for a state, of the full shift or of one of its parts."""
         name = shortened(state)
         # The axis says which state it is; twice more would not fit into a legend.
         it = name if len(name) <= SHORT else "it"
-        return cls(
-            f"shift_to_{state}", f"mean shift to {name} (cosine)", f"towards {it}", f"away from {it}", f"fdr_{state}"
-        )
+        label = f"{MEANS[measure]} {name} (cosine)"
+        return cls(mean_column(measure, state), label, f"towards {it}", f"away from {it}", f"fdr_{state}")
 
     @classmethod
     def effect_of(cls, column: str, fdr: str = "") -> Measure:
@@ -223,16 +225,7 @@ def _spread_out(axis: Axis, values: NDArray[np.float64]) -> AsinhTransform | Non
     most, largest = (float(np.quantile(size, MOST)), float(size.max())) if size.size else (0.0, 0.0)
     if not 0 < most * DWARFED < largest:
         return None
-    scale = AsinhScale(axis, linear_width=most)
-    axis.axes.set(**{"xscale" if axis is axis.axes.xaxis else "yscale": scale})
-    powers = 10.0 ** np.arange(np.floor(np.log10(most)), np.ceil(np.log10(largest)) + 1)
-    round_numbers = np.sort(np.concatenate([powers, 3 * powers]))
-    shown = round_numbers[(round_numbers > most) & (round_numbers < 1.2 * largest)]
-    ticks = np.concatenate([-shown[::-1][shown[::-1] <= -values.min()], [0], shown])
-    axis.set_ticks(ticks, [f"{tick:g}".replace("-", "\N{MINUS SIGN}", 1) for tick in ticks])
-    axis.set_minor_locator(NullLocator())
-    axis.set_label_text(f"{axis.get_label_text()}, stretched near 0")
-    return scale.get_transform()
+    return stretch(axis, most, values)
 
 
 def _few_digits(axes: Axes) -> None:

@@ -11,8 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from geneformer_ray.compute.event_names import join_genes
+from geneformer_ray.compute.exact_values import exact_sentence
+from geneformer_ray.compute.rank_share import rank_of_top, rank_sentence
 from geneformer_ray.compute.shift_rows import read_measured_rows
 from geneformer_ray.manage.affected_genes_plot import PERTURBED
+from geneformer_ray.manage.rank_shift_plot import gene_against_rank
+from geneformer_ray.manage.report import KeyFigure, Picture, Section
 from geneformer_ray.manage.screen_report import write_screen_report
 from geneformer_ray.manage.shift_plots import Measure
 
@@ -43,9 +47,26 @@ LEADS = {
 }
 SCREEN_FACTS = (
     "perturbation", "genes", "gene_sets", "anchor", "combine", "rank_shift", "embedding", "layer", "comparison",
-    "state_column", "start", "goal", "alternatives", "filter", "max_cells", "precision", "seed", "cells", "model",
+    "state_column", "start", "goal", "alternatives", "ranks", "decompose", "method", "tolerance", "most_cost",
+    "held_out", "top", "controls", "control_cells", "filter", "max_cells", "precision", "seed", "cells", "model",
     "vocabulary",
 )  # fmt: skip
+ALONE = "the shifts are those that genes make alone."
+MEASURED = {
+    "shift": "",
+    "shift_gene": f"With all ranks held: {ALONE}",
+    "shift_rank": "The shifts are those that the ranks make: what a deletion does beyond its gene's own effect.",
+}
+HOW_TO_READ = (
+    "A deletion takes a gene away, and moves every gene behind it up by one rank. To the right and left: what the gene "
+    "does alone, with all ranks held. Up and down: what the new ranks do, whichever gene it was. In the blue part the "
+    "gene's own effect is the larger one."
+)
+KINDS = (
+    "gene: a hit that stays significant with ranks held, in the same direction, and is at least half the gene's own "
+    "effect. both: the same, but more than half of it is rank. rank: a hit that is not significant with ranks held, or "
+    "moves cells the other way. hidden: no hit, but significant with ranks held. Grey: neither."
+)
 SIGNS_OF_A_FACT = 160
 
 
@@ -59,6 +80,8 @@ def write_statistics_report(
     options: Mapping[str, Any],
     groups: Mapping[str, str] | None = None,
     group: str = "group",
+    measure: str = "shift",
+    exact: float | None = None,
 ) -> dict[str, str]:
     """Write ``OUTPUT/report.html`` and ``OUTPUT/figures`` for the ranked table of a test.
 
@@ -74,6 +97,10 @@ def write_statistics_report(
         The flags of the statistics: what a reader needs to make the table again.
     groups, group
         Group of each cell, and what a group is: "donor".
+    measure
+        Which shifts were tested: `shift`, or one of its parts.
+    exact
+        The share of the tested values that are exact, where the screen says which are.
 
     Returns
     -------
@@ -81,32 +108,57 @@ def write_statistics_report(
     """
     facts = {f"statistics: {name}": _text(value) for name, value in options.items() if _is_set(value)}
     facts |= {f"screen: {name}": _text(screen.plan[name]) for name in SCREEN_FACTS if _is_set(screen.plan.get(name))}
-    told: dict[str, Any] = {"title": f"Screen statistics: {test}", "lead": LEADS[test], "facts": facts}
+    of_rank = rank_of_top(table, state) if state is not None and "rank_share" in table else None
+    held = f"All ranks were held: {ALONE}" if screen.plan.get("ranks") == "hold" else MEASURED[measure]
+    estimated = exact_sentence(exact, table) if exact is not None else ""
+    lead = "\n\n".join(filter(None, (LEADS[test], held, rank_sentence(of_rank) if of_rank else "", estimated)))
+    told: dict[str, Any] = {"title": f"Screen statistics: {test}", "lead": lead, "facts": facts}
     told["symbols"] = screen.vocabulary.symbols
     if test == "gene_shifts":
         told |= {"measure": Measure.effect_of("mean"), "pairs": table.rename(columns={"cells": "count"})}
         return write_screen_report(output, table=_by_perturbed(table), **told)
-    measure = _measure(test, table, state)
-    strongest = table["gene"].to_numpy()[measure.strongest(table, PERTURBED)].tolist()
+    drawn = _measure(test, table, state, measure)
+    strongest = table["gene"].to_numpy()[drawn.strongest(table, PERTURBED)].tolist()
     return write_screen_report(
         output,
         table=table,
-        measure=measure,
-        values=_cell_values(screen.table("cell_shifts"), state, strongest, groups),
-        of_cells=_of_cells(state),
+        measure=drawn,
+        values=_cell_values(screen.table("cell_shifts"), state, strongest, groups, measure),
+        of_cells=_of_cells(state, measure),
         group=group,
         pairs=_pairs(screen.table(SUMMARY), strongest) if screen.plan.get(SUMMARY) else None,
+        figures=_key_figures(of_rank, exact),
+        parts=[_gene_or_rank(table, state, of_rank)] if of_rank and state is not None else [],
         **told,
     )
 
 
-def _of_cells(state: str | None) -> Measure:
-    return Measure.effect_of("similarity") if state is None else Measure.shift_to(state)
+def _key_figures(of_rank: dict[str, Any] | None, exact: float | None) -> list[KeyFigure]:
+    figures = []
+    if of_rank and of_rank["rank_share"] is not None:
+        which = f"median of the {of_rank['genes']} strongest {'hits' if of_rank['hits'] else 'genes'}"
+        figures.append(KeyFigure("Rank shift", f"{of_rank['rank_share']:.0%}", which))
+    if exact is not None:
+        figures.append(KeyFigure("Exact values", f"{exact:.1%}", "" if exact == 1 else "the others are estimates"))
+    return figures
 
 
-def _measure(test: str, table: pd.DataFrame, state: str | None) -> Measure:
+def _gene_or_rank(table: pd.DataFrame, state: str, of_rank: dict[str, Any]) -> Section:
+    title = "Gene or rank"
+    if of_rank["rank_share"] is None:
+        return Section(title, rank_sentence(of_rank))
+    alt = f"Left: each gene's own shift to {state} against its rank shift. Right: both parts of the strongest hits"
+    picture = Picture(gene_against_rank(table, state), alt, KINDS)
+    return Section(title, f"{rank_sentence(of_rank)}\n\n{HOW_TO_READ}", figure=picture)
+
+
+def _of_cells(state: str | None, measure: str) -> Measure:
+    return Measure.effect_of("similarity") if state is None else Measure.shift_to(state, measure)
+
+
+def _measure(test: str, table: pd.DataFrame, state: str | None, measure: str) -> Measure:
     """Say which column of a test's table is drawn."""
-    plain = _of_cells(state)
+    plain = _of_cells(state, measure)
     what = "mean cosine similarity" if state is None else plain.label
     if test == "vs_null":
         return Measure("difference", f"{what}, less the null's", "above the null", "below the null", "fdr")
@@ -121,10 +173,10 @@ def _measure(test: str, table: pd.DataFrame, state: str | None) -> Measure:
 
 
 def _cell_values(
-    shifts: ds.Dataset, state: str | None, genes: Sequence[str], groups: Mapping[str, str] | None
+    shifts: ds.Dataset, state: str | None, genes: Sequence[str], groups: Mapping[str, str] | None, measure: str
 ) -> pd.DataFrame:
     """Read the value of each cell for some genes."""
-    rows = read_measured_rows(shifts, state, None)
+    rows = read_measured_rows(shifts, state, measure=measure)
     names = np.array(rows.genes, dtype=object)
     keep = np.isin(rows.gene_N, np.flatnonzero(np.isin(names, list(genes))))
     values = pd.DataFrame({"gene": names[rows.gene_N[keep]], "value": rows.value_N[keep]})

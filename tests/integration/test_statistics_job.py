@@ -25,7 +25,7 @@ from ray_jobs import screen, screen_flags, statistics, tokenize
 from ray_jobs.command_line import build
 from tests.integration.small_data import SmallData
 
-# Six screens to start with: minutes. The tables themselves are tested without Ray.
+# Seven screens to start with: minutes. The tables themselves are tested without Ray.
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 REPOSITORY = Path(__file__).resolve().parents[2]
 GENES = "GENE00,GENE01,GENE02,GENE03,GENE20"
@@ -33,6 +33,7 @@ STATES = {"state_column": "cell_type", "start": "alpha", "goal": "beta"}
 # Each in the same cells.
 SCREENS: dict[str, dict[str, Any]] = {
     "states": STATES,
+    "decomposed": {**STATES, "decompose": True},
     "joint_states": {**STATES, "genes": GENES, "combine": 2},
     "raised": {**STATES, "genes": GENES, "perturbation": "overexpress"},
     "plain": {"gene_shifts": True},
@@ -123,6 +124,22 @@ def test_goal_shift_over_donors_with_an_anndata(screens: Screens, run: Any) -> N
     assert np.isnan(found.X).sum() == found.n_obs * found.n_vars - len(rows)
     assert found.varm["statistics"]["effect"].tolist() == pytest.approx(table["effect"].tolist(), nan_ok=True)
     assert json.loads(found.uns["screen"])["goal"] == "beta"
+
+
+def test_a_decomposed_screen_has_the_same_numbers_and_its_parts_beside_them(screens: Screens, run: Any) -> None:
+    _, plain = run("states")
+    summary, table = run("decomposed", overwrite=True)
+    assert summary["rank_shift"]["told"] in Path(summary["report"]).read_text()
+    pd.testing.assert_frame_equal(table[plain.columns], plain, check_exact=True)
+    rows = screens.rows("decomposed").query("state == 'beta'").groupby(["measure", "gene"])["value"].mean()
+    found = table.set_index("gene")
+    for part in ("gene", "rank"):
+        expected = rows[f"shift_{part}"].to_dict()
+        assert found[f"shift_{part}_to_beta"].to_dict() == pytest.approx(expected, abs=1e-7)
+    assert found["rank_share"].between(0, 1).all()
+    _, alone = run("decomposed", measure="shift_gene", overwrite=True)
+    means = alone.set_index("gene")["shift_gene_to_beta"].to_dict()
+    assert means == pytest.approx(found["shift_gene_to_beta"].to_dict())
 
 
 def test_vs_null(screens: Screens, run: Any) -> None:
@@ -245,6 +262,7 @@ def test_concordance(screens: Screens, run: Any) -> None:
         ("states", {"group": "donor"}, "--cells: got nothing"),
         ("states", {"cells": "cells"}, "--cells: got .* alone; takes --group or --anndata"),
         ("states", {"cells": "cells", "group": "type"}, "--group: got type; takes a column .* cell_type"),
+        ("states", {"measure": "shift_gene"}, r"--measure: got shift_gene; takes a measure of the screen \(shift\)"),
         ("states", {"state": "beta"}, "--state: got beta beside --test goal_shift"),
         ("states", {"test": "mixture", "state": "gamma"}, "--state: got 'gamma'; takes one of beta, alpha"),
         ("plain", {"test": "mixture", "state": "beta"}, "--state: got 'beta'; takes none"),

@@ -191,9 +191,10 @@ FLAGS = {
     "screen.ScreenConfig": (
         "config overwrite cells filter model vocabulary output perturbation genes gene-sets together combine anchor "
         "rank-shift embedding layer comparison gene-shifts gene-shifts-summary state-column start goal alternatives "
-        "state-embeddings precision max-cells seed"
+        "state-embeddings precision max-cells seed ranks decompose method tolerance most-cost held-out top controls "
+        "control-cells"
     ),
-    "statistics.StatisticsConfig": "config overwrite shifts output test null against cells group",
+    "statistics.StatisticsConfig": "config overwrite shifts output test null against cells group measure",
     "promote.PromoteConfig": "config overwrite registered-model version margin allow-change rollback",
     "register.RegisterConfig": "config overwrite output registered-model",
     "doctor.DoctorConfig": (
@@ -221,8 +222,11 @@ CHOICES = {
     "screen.ScreenConfig layer": (-1, 0),
     "screen.ScreenConfig comparison": ("context", "upstream"),
     "screen.ScreenConfig precision": ("fp32", "bf16", "auto"),
+    "screen.ScreenConfig ranks": ("shift", "hold"),
+    "screen.ScreenConfig method": ("exact", "first_order", "verified"),
     "embed.EmbedConfig embedding": ("mean", "cls", "gene"),
     "embed.EmbedConfig layer": (-1, 0),
+    "statistics.StatisticsConfig measure": ("shift", "shift_gene", "shift_rank"),
     "statistics.StatisticsConfig test": (
         "goal_shift", "vs_null", "mixture", "aggregate", "gene_shifts", "combination", "concordance",
     ),

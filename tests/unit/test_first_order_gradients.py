@@ -53,12 +53,22 @@ class SlowTrunk:
         return torch.cosine_similarity(read[None], STATES_SD)
 
 
+def cosines(read_D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines with the states, by autograd."""
+    with torch.enable_grad():
+        given_D = read_D.detach().requires_grad_()
+        found_S = torch.cosine_similarity(given_D[None], STATES_SD)
+        rows = [torch.autograd.grad(value, given_D, retain_graph=True)[0] for value in found_S]
+    return found_S.detach(), torch.stack(rows)
+
+
 def linearised(bert: BertModel, layer: int, embedding: str, at: list[int], ids: list[int]) -> Linearised:
     """One point beside another, so that places are not mixed up."""
     encoder = Encoder(bert, layer=layer, execution=DOUBLE)
-    point = Point(IDS, GENES, torch.tensor(at, dtype=torch.int64), torch.tensor(ids, dtype=torch.int64), True, True)
-    other = Point(IDS[:9], slice(1, 9), torch.tensor([4]), torch.tensor([40]), removed=True)
-    return linearise(encoder.trunk, [other, point], STATES_SD, first_only=embedding == "cls")[1]
+    alternates = torch.tensor(at, dtype=torch.int64), torch.tensor(ids, dtype=torch.int64)
+    point = Point(IDS, GENES, *alternates, functions=cosines, removed=True, inputs=True)
+    other = Point(IDS[:9], slice(1, 9), torch.tensor([4]), torch.tensor([40]), functions=cosines, removed=True)
+    return linearise(encoder.trunk, [other, point], first_only=embedding == "cls")[1]
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -28,7 +28,7 @@ def path_of(
 def test_steps_between_anchors_are_between_what_they_say(genes: int, anchors: int, seed: int) -> None:
     path, value_SN = path_of(genes, first_anchors(genes, anchors), np.random.default_rng(seed))
     np.testing.assert_allclose(path.values(), value_SN, atol=1e-9 * genes**2)
-    assert max(path.gaps().values()) < 1e-9 * genes**2
+    assert max(path.gaps(2).values()) < 1e-9 * genes**2
 
 
 @given(st.integers(3, 40), st.integers(2, 9), st.integers(0, 99))
@@ -37,7 +37,7 @@ def test_every_exact_value_is_met(genes: int, anchors: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     path, value_SN = path_of(genes, first_anchors(genes, anchors), rng, off=1.0)
     if anchors < genes:
-        assert max(path.gaps().values()) > 0.5
+        assert max(path.gaps(2).values()) > 0.5
     other = int(rng.integers(genes))
     before_SN = path.values()
     path.add_exact(other, value_SN[:, other] + (1.0 if other not in path.anchors else 0.0))
@@ -52,7 +52,7 @@ def test_what_is_missing_goes_where_anchors_disagree() -> None:
     path.add_anchor(0, np.zeros(1), 0, np.zeros((1, 4)))
     path.add_anchor(4, np.ones(1), 0, np.array([[0.0, 0.0, 1e-9, 0.0]]))
     np.testing.assert_allclose(path.values()[0], [0, 0, 0, 1, 1], atol=2e-3)
-    path.curved_SN[0, 1] = 0.25  # of this gene alone
+    path.beside_FN[0, 1] = 0.25  # of this gene alone
     np.testing.assert_allclose(path.values()[0], [0, 0.25, 0, 1, 1], atol=2e-3)
 
 
