@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 SECONDS_BETWEEN_SAMPLES = 0.05
@@ -98,8 +98,13 @@ def machine() -> dict[str, str | int]:
         "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
         "cpus": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("numpy", "pyarrow", "ray", "anndata", "datasets")},
+        **{name: version(name) for name in ("numpy", "pyarrow", "ray", "anndata", "datasets") if _is_there(name)},
     }
+
+
+def _is_there(package: str) -> bool:
+    """Whether a package is installed: what needs no Ray is also measured without it."""
+    return any(True for _ in distributions(name=package))
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
