@@ -19,13 +19,13 @@ def notices(summary: Mapping[str, Any], config: ScreenConfig) -> list[str]:
         where = summary["tables"]["rejects"]
         lines.append(f"{summary['rejected']:,} of {summary['cells']:,} cells set aside: see {where}")
     estimates = summary.get("first_order", {})
-    if missed := estimates.get("over_tolerance"):
-        lines.append(
-            f"{missed:,} of {estimates['cells_estimated']:,} estimated cells stayed above --tolerance "
-            f"{config.tolerance:g} at their held-out genes (mean {_number(estimates['error_mean'])}, most "
-            f"{_number(estimates['error_max'])})"
-            + ("" if config.ranks == "hold" else f": a --most-cost above {config.most_cost:g} takes them further")
-        )
+    for part, ranks in ((estimates, ""), (estimates.get("shift_gene", {}), " with ranks held")):
+        if missed := part.get("over_tolerance"):
+            lines.append(
+                f"{missed:,} of {estimates['cells_estimated']:,} estimated cells stayed above --tolerance "
+                f"{config.tolerance:g} at their held-out genes{ranks} (mean {_number(part['error_mean'])}, most "
+                f"{_number(part['error_max'])}): a --most-cost above {config.most_cost:g} can take them further"
+            )
     if warning := summary.get("verification", {}).get("warning"):
         lines.append(f"warning: {warning}")
     return lines

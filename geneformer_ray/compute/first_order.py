@@ -6,6 +6,7 @@ the others are. Where that is too far, more of the path is computed exactly, whe
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -148,15 +149,21 @@ def _together(parts: Sequence[FirstOrderShifts], plan: PerturbationPlan) -> Firs
 
 
 def _next_round(encoder: Encoder, cells: Sequence[FirstOrderCell], reading: Reading, budget: TokenBudget) -> None:
-    """Compute what the cells ask for, side by side."""
-    asked = [cell.points() for cell in cells]
-    points = [point for some in asked for point in some]
+    """Compute what the cells ask for, side by side; each takes its own once it is there, and all of it is let go."""
+    asked = deque((cell, cell.points()) for cell in cells)
+    points = [point for _, some in asked for point in some]
     functions = max(cell.functions for cell in cells)
     found: list[Linearised] = []
-    while len(found) < len(points):
-        batch = _batch(points[len(found) :], encoder, functions, budget)
+    while asked:
+        cell, some = asked[0]
+        if len(some) <= len(found):
+            cell.take(found[: len(some)])
+            del found[: len(some)], asked[0]
+            continue
+        batch = _batch(points, encoder, functions, budget)
         try:
             found += linearise(encoder.trunk, batch, first_only=reading.first_only)
+            del points[: len(batch)]
             continue
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -166,9 +173,6 @@ def _next_round(encoder: Encoder, cells: Sequence[FirstOrderCell], reading: Read
                 raise InputError("--cells", got, "memory for its gradient, which is not there") from error
         # Outside the handler, whose traceback holds what was computed.
         budget.halve(min(budget.tokens, sum(map(len, batch))))
-    results = iter(found)
-    for cell, some in zip(cells, asked, strict=True):
-        cell.take([next(results) for _ in some])
 
 
 def _batch(points: Sequence[Point], encoder: Encoder, functions: int, budget: TokenBudget) -> list[Point]:

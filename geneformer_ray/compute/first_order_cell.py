@@ -76,7 +76,7 @@ class FirstOrderShifts:
         Which events' values are exact, shape (events,).
     error
         Root mean square of what the values were off by, as the held-out genes say, over the standard deviation of
-        the effects; the largest of the states. 0 where all is exact.
+        the effects; the largest of the states. 0 where all is exact, infinite where no held-out gene is left to say.
     passes
         What it cost, in forward passes of the cell.
     anchors
@@ -168,13 +168,9 @@ class FirstOrderCell(ABC):
 
     def result(self) -> FirstOrderShifts:
         """Give the numbers of all events."""
-        shift_SE = self._estimates()
-        for number, token in enumerate(self.tokens):
-            if token in self.exact:
-                shift_SE[:, number] = self.exact[token]
         shifts = CellShifts(
             [tuple(event) for event in self.events.events],
-            np.ascontiguousarray(shift_SE.T, dtype=np.float32),
+            np.ascontiguousarray(self._with_exact(self._estimates()).T, dtype=np.float32),
             skipped=self.events.skipped,
         )
         exact_E = np.isin(self.tokens, list(self.exact))
@@ -231,17 +227,29 @@ class FirstOrderCell(ABC):
         """Say what a point costs that is followed back."""
         return passes_of(self.trunk, len(self.events.input_ids), alternates, self.functions)
 
+    def _with_exact(self, shift_SE: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Give estimates with what was measured in its place."""
+        shift_SE = shift_SE.copy()
+        for number, token in enumerate(self.tokens):
+            if token in self.exact:
+                shift_SE[:, number] = self.exact[token]
+        return shift_SE
+
     def _error(self, shift_SE: NDArray[np.float64], but: Iterable[int] = ()) -> float:
-        """Compare estimates with the exact values of held-out events, but those with another part in them."""
+        """Compare estimates with the exact values of held-out events, but those with another part in them.
+
+        Infinite where none is left to judge the others by: nobody knows.
+        """
         number_of = {token: number for number, token in enumerate(self.tokens)}
         judging = [place for place, token in enumerate(self.held_out) if token not in set(but)]
         if not judging:
-            return 0.0
+            return 0.0 if number_of.keys() <= self.exact.keys() else math.inf
         exact_SH = np.stack([self.exact[self.held_out[place]] for place in judging], axis=1)
         off_SH = shift_SE[:, [number_of[self.held_out[place]] for place in judging]] - exact_SH
         off_S = np.sqrt(np.average(off_SH**2, axis=1, weights=self.speaks_for_H[judging]))
         with np.errstate(divide="ignore", invalid="ignore"):
-            return float(np.where(off_S > 0, off_S / shift_SE.std(axis=1), 0.0).max())
+            # An estimate that was far too large, and has been measured since, is no spread of effects.
+            return float(np.where(off_S > 0, off_S / self._with_exact(shift_SE).std(axis=1), 0.0).max())
 
 
 def _one_a_stretch(order: Sequence[int], number: int, draw: np.random.Generator) -> tuple[list[int], list[int]]:

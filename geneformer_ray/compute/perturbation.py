@@ -49,6 +49,8 @@ class PerturbationPlan:
     ranks
         What a deletion does to the ranks of the genes that stay. ``shift``: all behind a deleted gene move up by one,
         and get other position embeddings. ``hold``: they keep their ranks; the deleted gene alone is gone.
+    insert
+        Whether an overexpression of listed genes inserts those that a cell lacks; else it skips them.
     """
 
     perturbation: str = "delete"
@@ -59,6 +61,7 @@ class PerturbationPlan:
     sets: tuple[tuple[int, ...], ...] | None = None
     rank_shift: int = 1
     ranks: str = "shift"
+    insert: bool = True
 
     def __post_init__(self) -> None:
         if self.perturbation not in PERTURBATIONS:
@@ -87,7 +90,7 @@ class PerturbationPlan:
     @property
     def inserts(self) -> bool:
         """Whether an event also exists in cells that lack its genes."""
-        return self.perturbation == "overexpress" and self.anchor is None
+        return self.perturbation == "overexpress" and self.anchor is None and self.insert
 
     def events(self, held: Collection[int], part: range | None = None) -> tuple[list[tuple[int, ...]], int]:
         """Give the genes of each event of a cell, the anchor first, and how many events it skips for lack of genes.

@@ -112,8 +112,9 @@ class ScreenMethod:
             return exact_C
         settings, point = self.first_order, FORWARD_OF_A_POINT + BACK_OF_A_POINT * states
         beside = settings.held_out + 2.0
-        held_C = np.full(len(events_C), beside + point)
-        moved_C = np.maximum(beside + settings.anchors * point, settings.most_cost * events_C)
+        held_C, moved_C = (
+            np.maximum(beside + points * point, settings.most_cost * events_C) for points in (1, settings.anchors)
+        )
         cost_C = held_C if plan.ranks == "hold" else moved_C + (held_C if self.decompose else 0)
         most_C: NDArray[np.float64] = np.minimum(cost_C, exact_C)
         return most_C

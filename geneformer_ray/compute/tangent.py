@@ -18,6 +18,8 @@ __all__ = ["Tangent"]
 
 # An axis that differs from those before it by less than this share of itself is rounding.
 LEAST_AXIS = 1e-6
+# What a state's length is at least: one of zeros has the cosine 0 with all, as torch's cosine_similarity says.
+LEAST_LENGTH = 1e-8
 
 
 class Tangent:
@@ -42,7 +44,7 @@ class Tangent:
         self, centre_D: torch.Tensor, states_SD: torch.Tensor, changes_RD: Sequence[torch.Tensor] = ()
     ) -> None:
         self.centre_D = _unit(centre_D.double())
-        self.states_SD = states_SD.double() / states_SD.double().norm(dim=1, keepdim=True)
+        self.states_SD = states_SD.double() / states_SD.double().norm(dim=1, keepdim=True).clamp(min=LEAST_LENGTH)
         axes: list[torch.Tensor] = [self.centre_D]
         for vector_D in [*self.states_SD, *(change_D.double() for change_D in changes_RD)]:
             known_XD = torch.stack(axes)

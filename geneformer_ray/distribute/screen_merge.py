@@ -35,14 +35,17 @@ def merge_items(
     rejected
         Row number, as text -> why that cell was set aside, by whichever screen.
     """
-    spans = {output: _spans(items) for output, items in exact.items()}
+    spans = {output: (items.rows, *_spans(items)) for output, items in exact.items()}
     done = 0
     for item in estimates:
         rows = item["rows"]
         shards = {}
-        for output, (first_I, last_I) in spans.items():
-            start, stop = np.searchsorted(last_I, rows[0]), np.searchsorted(first_I, rows[-1], side="right")
-            shards[output] = list(range(int(start), int(stop)))
+        for output, (rows_R, first_I, last_I) in spans.items():
+            # One of its items may reach over many of these, and have a cell of a few of them alone.
+            mine = rows_R[np.searchsorted(rows_R, rows[0]) : np.searchsorted(rows_R, rows[-1], side="right")]
+            start = np.searchsorted(last_I, mine[:1]).tolist()
+            stop = np.searchsorted(first_I, mine[-1:], side="right").tolist()
+            shards[output] = list(range(start[0], stop[0])) if start else []
         aside = {str(row): rejected[str(row)] for row in rows if str(row) in rejected}
         events = estimates.counts.events[done : done + len(rows)]
         lost = sum(number for row, number in zip(rows, events.tolist(), strict=True) if str(row) in aside)

@@ -73,9 +73,9 @@ class VerifiedScreen:
         first = estimates.measure(pool)
         estimated = first.estimated_rows
         chosen = Chosen.once(whole.output, estimates.output, estimated, self.goal, self.verification, vocabulary)
-        others, genes = np.setdiff1d(estimated, chosen.rows), (*chosen.top, *chosen.controls)
+        others = np.setdiff1d(estimated, chosen.rows)
         cells = self._exact(EXACT_CELLS, "exact: control cells", chosen.rows, plan, vocabulary)
-        rest = self._exact(EXACT_GENES, "exact: chosen genes", others, replace(plan, genes=genes), vocabulary)
+        rest = self._exact(EXACT_GENES, "exact: chosen genes", others, self.plan_of(chosen), vocabulary)
         exact, rejected = [], dict(first.rejected)
         for screen in (cells, rest):
             exact.append(screen.measure(pool))
@@ -94,6 +94,11 @@ class VerifiedScreen:
                 **cost_statement(first, exact, whole.method.times),
             },
         }
+
+    def plan_of(self, chosen: Chosen) -> PerturbationPlan:
+        """Say what is done to the chosen genes: where every gene of a cell is perturbed, nothing to those it lacks."""
+        plan = self.screen.plan
+        return replace(plan, genes=(*chosen.top, *chosen.controls), insert=plan.insert and plan.genes is not None)
 
     def discard(self) -> None:
         """Delete what the stages left; until the output is finished a rerun needs it."""

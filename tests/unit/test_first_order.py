@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from geneformer_ray.compute.encoder import LAYERS, Encoder
 from geneformer_ray.compute.execution import choose_execution
 from geneformer_ray.compute.first_order import FirstOrder, FirstOrderShifts, check_first_order, first_order_cells
 from geneformer_ray.compute.first_order_cell import FirstOrderCell
+from geneformer_ray.compute.held_ranks import HeldRanks
 from geneformer_ray.compute.linear_trunk import Point, passes_of
 from geneformer_ray.compute.model_directory import save_model
 from geneformer_ray.compute.perturbation import PerturbationPlan
@@ -113,6 +116,69 @@ def test_with_ranks_held_the_front_gene_and_the_largest_are_measured(long_model:
         assert (more.exact_E | ~ours.exact_E).all()
         off = [np.abs(one.shifts.values_ES - theirs.values_ES).max() for one in (ours, more)]
         assert off[1] <= off[0]
+
+
+def test_an_error_that_nobody_can_judge_is_unknown(long_model: Model) -> None:
+    """Both held-out genes are among the largest, which speak for no other: that is no error of 0."""
+    reading, unknown = Reading(states=STATES), 0
+    for seed in range(8):
+        cells = random_cells(long_model[1], np.random.default_rng(seed), [12, 14])
+        exact, found = both(long_model, cells, HOLD, reading, FirstOrder(held_out=2, seed=seed))
+        for ours, theirs in zip(found, exact, strict=True):
+            assert not ours.exact_E.all()
+            assert ours.error > 0, np.abs(ours.shifts.values_ES - theirs.values_ES).max()
+            unknown += math.isinf(ours.error)
+    assert unknown
+
+
+def test_an_estimate_that_was_far_too_large_makes_no_error_small(
+    long_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is measured, and no effect any more that others' errors are to be set against."""
+    cells, reading = random_cells(long_model[1], np.random.default_rng(5), [200]), Reading(states=STATES)
+    settings = FirstOrder(tolerance=99)
+    usual = both(long_model, cells, HOLD, reading, settings)[1][0]
+    estimates = HeldRanks._estimates
+
+    def with_one_far_off(cell: HeldRanks) -> np.ndarray:
+        shift_SE = estimates(cell)
+        shift_SE[:, cell.tokens.index(most)] = 1e3
+        return shift_SE
+
+    most = usual.shifts.genes[int(np.abs(usual.shifts.values_ES[:, 0]).argmax())][0]
+    monkeypatch.setattr(HeldRanks, "_estimates", with_one_far_off)
+    found = both(long_model, cells, HOLD, reading, settings)[1][0]
+    assert found.exact_E[[event[0] for event in found.shifts.genes].index(most)]
+    assert found.error == pytest.approx(usual.error, rel=0.3)
+
+
+def test_a_state_of_zeros_is_as_far_from_all(long_model: Model) -> None:
+    """As the exact engine has it, and no reason to set cells aside."""
+    cells = random_cells(long_model[1], np.random.default_rng(5), [60])
+    for plan in PLANS.values():
+        reading = Reading(states={"nothing": np.zeros(16, np.float32), **STATES})
+        exact, (found,) = both(long_model, cells, plan, reading, FirstOrder())
+        assert not found.exact_E.all()
+        np.testing.assert_array_equal(found.shifts.values_ES[:, 0], exact[0].values_ES[:, 0])
+        assert np.isfinite(found.shifts.values_ES).all()
+
+
+def test_what_was_computed_is_let_go_cell_by_cell(long_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, vocabulary = long_model
+    cells = random_cells(vocabulary, np.random.default_rng(7), [100] * 6)
+    linear, kept, most = first_order.linearise, [], []
+
+    def watched(*given: Any, **options: Any) -> Any:
+        found = linear(*given, **options)
+        kept.extend(weakref.ref(one) for one in found)
+        most.append(sum(one() is not None for one in kept))
+        return found
+
+    monkeypatch.setattr(first_order, "linearise", watched)
+    encoder, settings = Encoder.load(directory, execution=EXECUTION), FirstOrder(tolerance=99)
+    first_order_cells(encoder, cells, HOLD, Reading(states=STATES), vocabulary, settings, budget=TokenBudget(1))
+    assert len(kept) > 6 * 9
+    assert max(most) <= 10  # of one cell
 
 
 @pytest.mark.parametrize(("plan", "embedding"), [("shift", "mean"), ("shift", "cls"), ("moved", "mean")])

@@ -146,6 +146,11 @@ def test_what_is_said_at_the_end() -> None:
         summary | {"first_order": estimates | {"over_tolerance": 4}},
         config_of("--method", "first_order", "--ranks", "hold"),
     )
-    assert "--most-cost" not in line  # it is of one point, whatever may be spent
+    assert "--most-cost above 0.2" in line  # more of the largest estimates are measured
+    apart = {**estimates, "over_tolerance": 4, "shift_gene": {**estimates, "over_tolerance": 5, "error_mean": None}}
+    of_shift, of_gene = notices(summary | {"first_order": apart}, config)
+    assert "ranks held" not in of_shift
+    assert of_gene.startswith("5 of 9 estimated cells stayed above --tolerance 0.1 ")
+    assert "with ranks held (mean unknown, most 0.312)" in of_gene
     (line,) = notices(summary | {"verification": {"warning": "not to be trusted"}}, config)
     assert line == "warning: not to be trusted"

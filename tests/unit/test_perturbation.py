@@ -80,7 +80,7 @@ def test_events_are_those_whose_genes_the_cell_holds(case: tuple[Cell, Perturbat
     held = [token for token in cell.tolist() if token not in vocabulary.special_ids]
     anchor = [] if plan.anchor is None else [plan.anchor]
     listed = [gene for gene in (held if plan.genes is None else plan.genes) if gene not in anchor]
-    wanted = [[*anchor, *listed]] if plan.together else [[*anchor, gene] for gene in listed]
+    wanted = [[*anchor, *listed]] if plan.together and listed else [[*anchor, gene] for gene in listed]
     expected = [genes for genes in wanted if set(genes) <= set(held)]
     assert [genes for genes, *_ in events(cell, plan, vocabulary)] == expected
 

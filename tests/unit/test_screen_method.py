@@ -147,7 +147,7 @@ def test_what_cells_cost(setting: EstimatedCells) -> None:
     assert apart.most_passes(events, FULL, 2).tolist() == [2, 12, 242, 4_002]
     quick = ESTIMATES
     assert quick.most_passes(events, FULL, 2).tolist() == [1, 6, 4 + 2 + 4 * 5.5, 0.2 * 2_000]
-    assert quick.most_passes(events, HOLD, 2).tolist() == [1, 6, 11.5, 11.5]
+    assert quick.most_passes(events, HOLD, 2).tolist() == [1, 6, 0.2 * 120, 0.2 * 2_000]
     for method, plan in ((quick, FULL), (quick, HOLD), (ScreenMethod(True, SETTINGS), FULL)):
         found = method.screen(setting.encoder, setting.cells, plan, READING, setting.vocabulary)
         most = method.most_passes(np.array(LENGTHS), plan, 2)
@@ -178,6 +178,18 @@ def test_figures_do_not_depend_on_their_order(setting: EstimatedCells) -> None:
     assert figures["error_max"] == pytest.approx(max(errors), rel=1e-5)
     assert figures["over_tolerance"] == 1
     assert figures["anchors_per_cell"] >= 4
+
+
+def test_a_part_that_is_all_exact_has_no_part_in_the_error_of_others() -> None:
+    """Small cells are estimated with ranks held alone: their shifts are exact, and make no mean error smaller."""
+    shifts = CellShifts([(2,)], np.zeros((1, 1), np.float32))
+    exact = FirstOrderShifts.all_exact(shifts)
+    near, far = (FirstOrderShifts(shifts, np.array([False]), error, 1.0, 2) for error in (0.1, 0.3))
+    cells = [ScreenedCell((shifts, shifts), parts) for parts in ((exact, near), (far, near))]
+    figures = merge_figures([first_order_figures(cells, 0.2)])
+    assert (figures["cells_estimated"], figures["error_mean"], figures["over_tolerance"]) == (2, 0.3, 1)
+    assert figures["shift_gene"] == {"error_mean": 0.1, "error_max": 0.1, "over_tolerance": 0}
+    assert merge_figures([first_order_figures(cells[:1], 0.2)])["error_mean"] is None
 
 
 def test_figures_of_no_estimate_and_of_an_endless_error() -> None:

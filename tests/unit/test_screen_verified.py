@@ -17,14 +17,17 @@ from hypothesis import strategies as st
 
 from geneformer_ray.compute.first_order import FirstOrder
 from geneformer_ray.compute.perturbation import PerturbationPlan
+from geneformer_ray.compute.reading import Reading
 from geneformer_ray.compute.screen_method import ScreenMethod
 from geneformer_ray.compute.verification import ControlCells, Verification
 from geneformer_ray.data.shards import finished_items, read_shard, shard_file, write_shard
+from geneformer_ray.distribute.screen import Screen
 from geneformer_ray.distribute.screen_agreement import cost_statement, verification_statement
 from geneformer_ray.distribute.screen_chosen import CHOSEN, Chosen
 from geneformer_ray.distribute.screen_items import CellCounts, ScreenItems
 from geneformer_ray.distribute.screen_merge import MergeWorker, merge_items
 from geneformer_ray.distribute.screen_totals import ScreenTotals
+from geneformer_ray.distribute.screen_verified import VerifiedScreen
 from geneformer_ray.errors import InputError
 from tests.unit.estimated_cells import ESTIMATES, STATES, EstimatedCells
 
@@ -64,8 +67,7 @@ def test_each_item_is_told_where_its_exact_values_lie(cells: list[tuple[int, int
     event_of = dict(zip(rows.tolist(), events.tolist(), strict=True))
     for item, estimated in zip(items, estimates, strict=True):
         wanted = [part["item"] for part in shards if set(part["rows"]) & set(estimated["rows"])]
-        assert set(wanted) <= set(item["exact"]["there"])
-        assert len(item["exact"]["there"]) <= len(wanted) + 2  # and no others but what lies between
+        assert wanted == item["exact"]["there"]  # and no others, however far apart the cells of one item lie
         assert item["rejected"] == {str(row): "why" for row in estimated["rows"] if str(row) in rejected}
         assert item["events_rejected"] == sum(event_of[int(row)] for row in item["rejected"])
 
@@ -129,6 +131,21 @@ def test_where_nothing_is_estimated_nothing_is_chosen_among_cells(setting: Estim
 def test_how_many_there_can_be(flag: str) -> None:
     with pytest.raises(InputError, match=f"{flag}: got -1; takes at least"):
         Verification(**{flag.lstrip("-").replace("-", "_"): -1})
+
+
+@pytest.mark.parametrize("perturbation", ["delete", "overexpress"])
+def test_chosen_genes_are_measured_where_they_are_estimated(perturbation: str) -> None:
+    """Of all genes of a cell: in those that hold them. Of listed ones, overexpressed: in every cell."""
+    chosen, held = Chosen((4, 9), (7,), np.array([0])), [3, 4, 5, 7]
+    items = ScreenItems(np.arange(1), CellCounts(np.array([4]), np.array([4]), 0), 5, 256, 512)
+    for genes, wanted in ((None, [(4,), (7,)]), ((4, 5, 7, 9), [(4,), (9,), (7,)])):
+        plan = PerturbationPlan(perturbation, genes)
+        screen = Screen("cells", items, {}, plan, Reading(states=STATES), "out", method=ESTIMATES)
+        of_chosen = VerifiedScreen(screen, Verification(), "b", 130).plan_of(chosen)
+        estimated = set(plan.events(held)[0])
+        expected = wanted if perturbation == "overexpress" else [(4,), (7,)]
+        assert of_chosen.events(held)[0] == expected
+        assert set(expected) <= estimated
 
 
 # ---------------------------------------------------------------------- what is written
