@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from geneformer_ray.manage.figure_style import (
     BLUE,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["search_plot"]
 
 COLUMNS = 3
+FEW_DECADES = 100
 WIDEST_STEP = 0.12  # of the way to the next choice, between trials that chose the same
 
 
@@ -76,6 +77,10 @@ def _panel(axes: Axes, table: pd.DataFrame, name: str, *, log: bool) -> None:
     x = known[name].astype(float).to_numpy() if numbers else _places(axes, known[name])
     if log and numbers:
         axes.set_xscale("log")
+        # Within two decades, the decades alone would be a tick or two.
+        subs = (1.0,) if x.max() > FEW_DECADES * x.min() else (1.0, 2.0, 5.0)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     elif numbers and all(float(value).is_integer() for value in known[name]):
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
