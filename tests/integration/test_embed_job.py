@@ -166,6 +166,7 @@ def test_a_file_that_does_not_belong_to_the_cells_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_gene_embeddings_hold_genes_only_and_outlive_a_break_while_they_are_merged(
     small_data: SmallData, tmp_path: Path

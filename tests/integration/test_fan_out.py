@@ -65,6 +65,7 @@ def test_a_full_disk_in_a_worker_is_told_as_such() -> None:
         list(fan_out(Doubler, {}, [{"number": 1, "full": True}], Pool(1, 1)))
 
 
+@pytest.mark.slow
 def test_items_are_taken_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fan_out_module, "ITEMS_A_PIPELINE", 3)
     taken: list[int] = []

@@ -262,6 +262,7 @@ def test_one_trial_has_no_spread(record: Record, store: Path) -> None:
 # ---------------------------------------------------------------------- a store that fails
 
 
+@pytest.mark.slow
 def test_a_locked_store_costs_no_model(record: Record, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_store(str(store.parent))
     monkeypatch.setattr(registry, "LOCKED_AT_MOST", 0.5)

@@ -102,6 +102,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
     raise AssertionError(f"it ended without {text!r}")
 
 
+@pytest.mark.slow
 def test_a_job_outlives_who_follows_it_and_is_stopped_with_time_to_unwind(
     head: Head, small_data: SmallData, storage: Path
 ) -> None:
